@@ -1,0 +1,178 @@
+"""One interface for every local-learning rule.
+
+A *method* says which parts get a head, what each head's loss is, which parts that loss trains and what is
+handed back to the part below. The stage (``runtime/stage.py``) does the rest, the same way for all methods:
+
+    hidden ─detach→ leaf ─head→ loss ─backward→ ∂loss/∂leaf ─route→ the parts the loss trains
+
+Shape legend: ``N`` batch, ``C`` channels or classes, ``H W`` space, ``T`` tokens, ``D`` features, ``K`` parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from localize.errors import MethodError, did_you_mean
+from localize.spec import TensorSpec
+from localize.task import Task
+
+Target = Any
+"""What a head is trained towards: labels, or a tuple of tensors (AL: the code t_{k-1} and the labels)."""
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """Where a head is built: on the hidden state of part ``number`` of ``parts`` (counted from 1).
+
+    ``hidden`` describes the hidden state. On the last part it is the model's logits, or, for a method with
+    ``keeps_classifier``, the representation below ``classifier``: the model's own last layers as a callable,
+    (N, …) → the model's output, whose weights belong to the part and not to the head. ``classifier`` is None
+    on all other parts, and where the last part has no layers below its classifier.
+    """
+
+    number: int
+    parts: int
+    hidden: TensorSpec
+    task: Task
+    classifier: Callable[[Tensor], Any] | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.parts
+
+
+@dataclass
+class HeadOutput:
+    """What a head makes of a hidden state and a target.
+
+    ``loss`` is a scalar with a graph to the hidden state and the head's weights; ``per_sample`` (N) where the
+    method needs it; ``logits`` (N, C) where the head predicts; ``target`` is what the part above is given
+    (detached), None for "the same as I was given".
+    """
+
+    loss: Tensor
+    per_sample: Tensor | None = None
+    logits: Tensor | None = None
+    target: Target | None = None
+
+
+class Head(nn.Module):
+    """Auxiliary network of one part. Subclasses implement ``forward`` and, if they predict, ``predictor``."""
+
+    site: HeadSite
+
+    def __init__(self, site: HeadSite) -> None:
+        super().__init__()
+        self.site = site
+
+    def forward(self, hidden: Tensor, target: Target) -> HeadOutput:
+        """The part's local loss on ``hidden`` (a detached leaf during training)."""
+        raise NotImplementedError
+
+    def feedback_loss(self, output: HeadOutput, feedback: Tensor) -> Tensor:
+        """For methods with ``feedback``: the loss that trains this head, from what the part above handed back.
+
+        ``feedback`` is detached. Only the head's own parameters receive this loss's gradient.
+        """
+        raise NotImplementedError
+
+    def predictor(self) -> nn.Module | None:
+        """A module hidden → logits (N, C) without training-only weights, sharing this head's own; or None."""
+        return None
+
+    def example_target(self, batch: int, device: torch.device | str) -> Target:
+        """A target of the right kind for a dry run with ``batch`` samples (labels of class 0)."""
+        return example_labels(self.site.task, self.site.hidden, batch, device)
+
+
+class TaskHead(Head):
+    """No parameters: the task's own loss on the model's logits. The last part's head of most methods."""
+
+    def forward(self, hidden: Tensor, target: Target) -> HeadOutput:
+        task = self.site.task
+        logits = task.logits(hidden)
+        if task.loss_fn is not None:
+            return HeadOutput(task.loss(logits, target), logits=logits)
+        return HeadOutput(task.loss(logits, target), task.per_sample(logits, target), logits)
+
+
+def example_labels(task: Task, hidden: TensorSpec, batch: int, device: torch.device | str) -> Tensor:
+    """Targets of class 0, shaped for ``task`` (regression and dense tasks: from the hidden state's shape)."""
+    match task.kind:
+        case "classification":
+            return torch.zeros(batch, dtype=torch.int64, device=device)
+        case "regression":
+            return torch.zeros((batch, *hidden.features), device=device)
+        case "causal_lm":
+            return torch.zeros((batch, hidden.features[0]), dtype=torch.int64, device=device)
+        case _:
+            return torch.zeros((batch, *hidden.features[1:]), dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A local-learning rule. Fields are its options: the command line derives its flags from them."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""  # one line, for the table of methods
+    source: ClassVar[str] = ""  # paper and year
+    feedback: ClassVar[Literal["loss", "grad"] | None] = None
+    separate_head_optimizer: ClassVar[bool] = False  # heads get an optimizer of their own
+    head_learning_rate: ClassVar[float | None] = None  # Adam's, for separate head optimizers (None: as the part)
+    predicts: ClassVar[Literal["none", "exits", "path"]] = "none"
+    """``none``: only the model's own output; ``exits``: heads 1..K-1 predict too; ``path``: every exit,
+    the last one included, goes through the heads (AL)."""
+
+    @property
+    def keeps_classifier(self) -> bool:
+        """Whether the last part's head reads the representation below the model's own classifier."""
+        return False
+
+    def window(self, parts: int) -> int:
+        """The reach: how many parts one loss trains at most, its own and those below."""
+        return 1
+
+    def trains(self, number: int, parts: int) -> range:
+        """The parts (from 1, ascending) that the loss of part ``number`` trains; empty for none.
+
+        A head without parts in range still learns from its loss, on the detached hidden state.
+        """
+        return range(max(1, number - self.window(parts) + 1), number + 1)
+
+    def build_head(self, site: HeadSite) -> Head | None:
+        """The head of the part at ``site``; None where the part has neither head nor loss.
+
+        Raises:
+            MethodError: the method cannot work on this hidden state or task; the message names one that can.
+        """
+        raise NotImplementedError
+
+    def predictor(self, heads: Sequence[Head | None]) -> nn.Module | None:
+        """Hidden state of part ``len(heads)`` → logits, from the heads of parts 1 to there; None: no such exit."""
+        head = heads[-1]
+        return head.predictor() if head is not None else None
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain data, for ``plan.json``."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """The method with these options.
+
+        Raises:
+            MethodError: an option that the method does not have.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in options:
+            if key not in known:
+                listed = ", ".join(known) or "none"
+                raise MethodError(
+                    f"Method {cls.name!r} has no option {key!r}.{did_you_mean(key, known)} Its options: {listed}."
+                )
+        return cls(**options)

@@ -1,0 +1,185 @@
+"""Frozen values that travel between the layers of the toolkit.
+
+Shape legend: ``N`` batch, ``C`` channels or classes, ``H W`` space, ``T`` tokens, ``D`` features, ``K`` parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from localize.errors import ConfigError
+
+Balance = Literal["flops", "memory", "activations", "params", "time"]
+BALANCES: tuple[str, ...] = ("flops", "memory", "activations", "params", "time")
+
+Layout = Literal["vector", "map", "map_last", "tokens", "other"]
+"""How a hidden state is laid out, the batch axis apart: ``vector`` (D), ``map`` (C, *space),
+``map_last`` (*space, C), ``tokens`` (T, D), ``other``."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, dtype and layout of a value; the batch axis is found by running two batch sizes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    batch_axis: int | None = 0
+    layout: Layout = "other"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the value at the batch size of the example."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The shape without the batch axis."""
+        return tuple(s for i, s in enumerate(self.shape) if i != self.batch_axis)
+
+    @property
+    def channels(self) -> int:
+        """Size of the feature axis: C of a map, D of tokens or a vector."""
+        if not self.features:
+            return 1
+        return self.features[0] if self.layout == "map" else self.features[-1]
+
+    def __str__(self) -> str:
+        return "×".join("N" if i == self.batch_axis else str(s) for i, s in enumerate(self.shape))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a node, a part or a head costs, at the example's batch size."""
+
+    flops: float = 0.0  # forward floating-point operations
+    param_bytes: int = 0
+    saved_bytes: int = 0  # kept for the backward pass, parameters excluded, shared storage counted once
+    time_ms: float | None = None  # forward milliseconds, where measured
+
+    def __add__(self, other: Cost) -> Cost:
+        times = [t for t in (self.time_ms, other.time_ms) if t is not None]
+        return Cost(
+            self.flops + other.flops,
+            self.param_bytes + other.param_bytes,
+            self.saved_bytes + other.saved_bytes,
+            sum(times) if times else None,
+        )
+
+    def of(self, balance: str, optimizer_states: int = 2) -> float:
+        """The one number that ``balance`` looks at.
+
+        ``memory`` counts parameters, gradients and ``optimizer_states`` copies (Adam: 2) beside saved bytes.
+        """
+        match balance:
+            case "flops":
+                return self.flops
+            case "params":
+                return self.param_bytes
+            case "activations":
+                return self.saved_bytes
+            case "memory":
+                return self.param_bytes * (2 + optimizer_states) + self.saved_bytes
+            case "time":
+                if self.time_ms is None:
+                    raise ConfigError("balance='time' needs measured times; profile with measure_time=True.")
+                return self.time_ms
+        raise ConfigError(f"Unknown balance {balance!r}; one of {', '.join(BALANCES)}.")
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """A place where the model may be cut: after ``position`` nodes of the graph."""
+
+    position: int  # nodes[:position] lie below the cut
+    name: str  # module path (or node name) after which one cuts; unique among the model's cut points
+    primary: str  # name of the value a head would read
+    crossing: tuple[str, ...]  # names of all values that cross, the primary included
+    spec: TensorSpec  # of the primary
+    crossing_bytes: int
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A chosen cut point, between part ``number`` and part ``number + 1`` (parts are counted from 1)."""
+
+    number: int
+    name: str
+    primary: str
+    crossing: tuple[str, ...]
+    spec: TensorSpec
+    crossing_bytes: int
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Cost of part ``number`` and of the head grafted on it."""
+
+    number: int
+    first: str  # first and last module of the part, for reading
+    last: str
+    part: Cost
+    head: Cost
+
+    @property
+    def total(self) -> Cost:
+        return self.part + self.head
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a model is cut, why, and what every part costs. Prints as a table."""
+
+    model: str
+    method: str
+    balance: str
+    cuts: tuple[str, ...]
+    boundaries: tuple[Boundary, ...]
+    parts: tuple[PartCost, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def imbalance(self) -> float:
+        """Largest part over the mean part in the balanced quantity, heads included; 1.0 is perfect."""
+        costs = [p.total.of(self.balance) for p in self.parts]
+        mean = sum(costs) / len(costs)
+        return max(costs) / mean if mean else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: what ``plan.json`` and ``--json`` show."""
+        result = asdict(self)
+        result["imbalance"] = self.imbalance
+        for boundary in result["boundaries"]:
+            boundary["spec"]["dtype"] = str(boundary["spec"]["dtype"]).removeprefix("torch.")
+        return result
+
+    def __str__(self) -> str:
+        head = f"{'part':>4}  {'from':<28} {'to':<28} {'MFLOPs':>10} {'params MB':>10} {'saved MB':>9} {'head MB':>8}"
+        rows = [f"{self.model}: {self.method}, {len(self.parts)} parts by {self.balance}, "
+                f"imbalance {self.imbalance:.3f} (max/mean)", head]
+        for p in self.parts:
+            rows.append(
+                f"{p.number:>4}  {p.first:<28.28} {p.last:<28.28} {p.total.flops / 1e6:>10.2f} "
+                f"{p.part.param_bytes / 1e6:>10.3f} {p.total.saved_bytes / 1e6:>9.3f} {p.head.param_bytes / 1e6:>8.3f}"
+            )
+        return "\n".join(rows + [f"note: {n}" for n in self.notes])
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step did. Losses are detached scalars, part 1 first."""
+
+    losses: tuple[Tensor, ...]
+    logits: Tensor | None = None  # of the last part, detached, where the method makes any
+    grad_norms: tuple[float, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """The sum over parts."""
+        return float(sum(float(x) for x in self.losses))

@@ -1,0 +1,174 @@
+"""What a model is trained for: how its output and a target make a loss, and how well it does.
+
+Shape legend: ``N`` batch, ``C`` classes, ``T`` tokens, ``H W`` space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from localize.errors import TaskError, did_you_mean
+
+TaskKind = Literal["classification", "causal_lm", "segmentation", "regression"]
+IGNORE_INDEX = -100  # PyTorch's: targets with this value carry no loss
+_OUTPUT_NAMES = ("logits", "out", "prediction_logits")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of supervised task.
+
+    Args:
+        kind: ``classification`` (logits (N, C), targets (N)), ``causal_lm`` (logits (N, T, C), targets (N, T)
+            already shifted), ``segmentation`` (logits (N, C, H, W), targets (N, H, W)) or ``regression``
+            (output and target of one shape).
+        num_classes: C, where the kind has classes.
+        loss_fn: replaces the kind's own loss: ``loss_fn(logits, target) -> scalar``.
+    """
+
+    kind: TaskKind
+    num_classes: int | None = None
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(TaskKind):
+            raise TaskError(
+                f"Unknown task {self.kind!r}.{did_you_mean(str(self.kind), get_args(TaskKind))} "
+                f"Tasks: {', '.join(get_args(TaskKind))}."
+            )
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether targets are class indices."""
+        return self.kind != "regression"
+
+    def logits(self, output: Any) -> Tensor:
+        """The tensor of a model's output that the loss reads: (N, C, …) or, for ``causal_lm``, (N, T, C).
+
+        Raises:
+            TaskError: no tensor is found in the output.
+        """
+        return find_logits(output)
+
+    def check(self, logits: Tensor, target: Tensor) -> None:
+        """Raises ``TaskError`` when a target does not fit the logits (shape, dtype, class out of range)."""
+        if not self.has_classes:
+            if logits.shape != target.shape:
+                raise TaskError(
+                    f"regression: output {tuple(logits.shape)} and target {tuple(target.shape)} differ in shape; "
+                    "reshape the target."
+                )
+            return
+        axis = self.class_axis(logits)
+        expected = tuple(s for i, s in enumerate(logits.shape) if i != axis)
+        if tuple(target.shape) != expected or target.is_floating_point():
+            raise TaskError(
+                f"{self.kind}: targets must be class indices of shape {expected} (int64) for logits "
+                f"{tuple(logits.shape)}, got {tuple(target.shape)} {target.dtype}."
+            )
+        classes = logits.shape[axis]
+        if target.is_cpu and target.numel():  # on a GPU the check would wait for the device
+            valid = target[target != IGNORE_INDEX]
+            if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= classes):
+                raise TaskError(
+                    f"{self.kind}: targets go from {int(valid.min())} to {int(valid.max())}, but the model has "
+                    f"{classes} classes (valid: 0 to {classes - 1}, {IGNORE_INDEX} to ignore)."
+                )
+
+    def class_axis(self, logits: Tensor) -> int:
+        """Axis of the classes: the last for ``causal_lm``, else 1."""
+        return logits.dim() - 1 if self.kind == "causal_lm" else 1
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean loss over the batch, a scalar: cross-entropy, or mean squared error for ``regression``."""
+        if self.loss_fn is not None:
+            return self.loss_fn(logits, target)
+        if self.kind == "regression":
+            return F.mse_loss(logits, target)
+        return F.cross_entropy(self._classes_second(logits), target)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """One loss a sample, shape (N): the mean over a sample's own elements.
+
+        Raises:
+            TaskError: a custom ``loss_fn`` gives one number for the whole batch only.
+        """
+        if self.loss_fn is not None:
+            raise TaskError(
+                "A custom loss gives one number a batch, and this method compares losses sample by sample; "
+                "leave `loss` out or choose a method that needs no per-sample loss (scpl, al, nwise, early_exit)."
+            )
+        if self.kind == "regression":
+            each = F.mse_loss(logits, target, reduction="none")
+        else:
+            each = F.cross_entropy(self._classes_second(logits), target, reduction="none")
+        return each.flatten(1).mean(1) if each.dim() > 1 else each
+
+    def _classes_second(self, logits: Tensor) -> Tensor:
+        return logits.transpose(1, -1) if self.kind == "causal_lm" else logits
+
+    def correct(self, logits: Tensor, target: Tensor) -> tuple[int, int]:
+        """How many targets are hit, and how many there are (ignored ones left out); (0, 0) for regression."""
+        if not self.has_classes:
+            return 0, 0
+        valid = target != IGNORE_INDEX
+        hits = (logits.argmax(self.class_axis(logits)) == target) & valid
+        return int(hits.sum()), int(valid.sum())
+
+
+def find_logits(output: Any) -> Tensor:
+    """The prediction inside a model's output: the tensor itself, ``.logits``/``["out"]``, or the first tensor.
+
+    Raises:
+        TaskError: the output holds no floating-point tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    for name in _OUTPUT_NAMES:
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(values, list | tuple):
+        for value in values:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value
+    raise TaskError(
+        f"The model's output ({type(output).__name__}) holds no tensor of logits; return a tensor, a dict with "
+        "'logits' or 'out', or a tuple whose first entry is the prediction."
+    )
+
+
+def infer_task(output: Any, loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Task:
+    """Guesses the task from the shape of a model's output: (N, C) classes, (N, C, H, W) a map of classes,
+    (N, T, C) tokens, (N) or (N, 1) a number.
+
+    Raises:
+        TaskError: nothing fits.
+    """
+    logits = find_logits(output)
+    if not torch.is_floating_point(logits):
+        raise TaskError(
+            f"The model's output is {logits.dtype}; training needs floating-point logits. Pass `task=` and `loss=`."
+        )
+    match logits.dim():
+        case 1:
+            return Task("regression", loss_fn=loss_fn)
+        case 2 if logits.shape[1] == 1:
+            return Task("regression", loss_fn=loss_fn)
+        case 2:
+            return Task("classification", logits.shape[1], loss_fn)
+        case 3:
+            return Task("causal_lm", logits.shape[2], loss_fn)
+        case 4:
+            return Task("segmentation", logits.shape[1], loss_fn)
+    raise TaskError(
+        f"The model's output has shape {tuple(logits.shape)}, which fits no known task; pass `task=` "
+        "(classification, causal_lm, segmentation, regression) or `loss=`."
+    )
