@@ -91,14 +91,16 @@ class Head(nn.Module):
 
 
 class TaskHead(Head):
-    """No parameters: the task's own loss on the model's logits. The last part's head of most methods."""
+    """No parameters: the task's own loss on the model's output. The last part's head of most methods."""
+
+    def __init__(self, site: HeadSite, per_sample: bool = False) -> None:
+        super().__init__(site)
+        self.per_sample = per_sample  # whether the part below wants to hear the loss of every sample
 
     def forward(self, hidden: Tensor, target: Target) -> HeadOutput:
         task = self.site.task
-        logits = task.logits(hidden)
-        if task.loss_fn is not None:
-            return HeadOutput(task.loss(logits, target), logits=logits)
-        return HeadOutput(task.loss(logits, target), task.per_sample(logits, target), logits)
+        each = task.per_sample(hidden, target) if self.per_sample else None
+        return HeadOutput(task.loss(hidden, target), each, hidden)
 
 
 def example_labels(task: Task, hidden: TensorSpec, batch: int, device: torch.device | str) -> Tensor:

@@ -1,0 +1,106 @@
+"""What a capture gives: graphs over the user's own modules, and how calls map onto them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from localize.convert.structure import CallSignature, OutputStructure
+from localize.spec import Cost, TensorSpec
+
+
+@dataclass
+class TracedModel:
+    """A model as straight-line graphs over its *original* modules and parameters.
+
+    Graph conventions:
+        - a ``placeholder`` per input tensor, in the order of ``signature.names``;
+        - ``call_module`` targets are module paths in ``root`` (or keys of ``extras``);
+        - ``get_attr`` targets are parameter and buffer paths in ``root`` (or keys of ``extras``);
+        - the ``output`` node holds a flat tuple: the leaves that ``outputs[mode]`` puts together again;
+        - ``node.meta["scope"]``: path of the module whose forward the node was recorded in ("" for the root);
+        - ``node.meta["storages"]``: frozenset of keys of the storages behind the node's value(s);
+        - ``node.meta["mutates"]``: frozenset of keys of the storages that the node writes in place.
+
+    ``train_graph is eval_graph`` where the model does the same in both modes (leaf modules look at their own
+    ``training`` flag when they run; so do functional calls that are given ``self.training``).
+    """
+
+    root: nn.Module
+    train_graph: fx.Graph
+    eval_graph: fx.Graph
+    signature: CallSignature
+    outputs: dict[bool, OutputStructure]  # by mode: True for train
+    example: tuple[Tensor, ...]  # the input leaves of the example, in placeholder order
+    extras: dict[str, Any] = field(default_factory=dict)  # helper modules and constant tensors, by target
+    notes: list[str] = field(default_factory=list)
+
+    def graph(self, training: bool) -> fx.Graph:
+        """The graph of train or eval mode."""
+        return self.train_graph if training else self.eval_graph
+
+    @property
+    def modes_agree(self) -> bool:
+        return self.train_graph is self.eval_graph
+
+    def resolve(self, target: str) -> Any:
+        """The module, parameter, buffer or constant that a graph target names."""
+        if target in self.extras:
+            return self.extras[target]
+        value: Any = self.root
+        for name in target.split("."):
+            value = getattr(value, name)
+        return value
+
+    def runnable(self, training: bool) -> fx.GraphModule:
+        """A ``GraphModule`` of one mode, for interpreters. It shares all modules and tensors."""
+        graph = self.graph(training)
+        targets = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        return fx.GraphModule({t: self.resolve(t) for t in targets}, graph)
+
+    def run(self, leaves: Sequence[Tensor], training: bool) -> Any:
+        """Runs the graph of one mode on flat inputs; the model's output in its own structure."""
+        return self.outputs[training].restore(self.runnable(training)(*leaves))
+
+
+@dataclass(frozen=True)
+class NodeProfile:
+    """What one node of a graph makes and costs, at the example's batch size."""
+
+    specs: tuple[TensorSpec, ...]  # of the tensors in the node's value; empty for ints and None
+    is_tensor: bool  # the value is one plain tensor (only such values may cross a cut)
+    flops: float = 0.0
+    time_ms: float | None = None
+    saved: tuple[tuple[int, int], ...] = ()  # (storage key, bytes) kept for backward, parameters excluded
+    params: tuple[tuple[str, int], ...] = ()  # (parameter path, bytes) the node reads
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Per-node costs of one graph, by node name."""
+
+    nodes: dict[str, NodeProfile]
+
+    def cost(self, names: Sequence[str]) -> Cost:
+        """Cost of a set of nodes run as one part: parameters and saved storages counted once."""
+        saved: dict[int, int] = {}
+        params: dict[str, int] = {}
+        flops, times = 0.0, 0.0
+        measured = False
+        for name in names:
+            node = self.nodes[name]
+            flops += node.flops
+            saved.update(node.saved)
+            params.update(node.params)
+            if node.time_ms is not None:
+                times, measured = times + node.time_ms, True
+        return Cost(flops, sum(params.values()), sum(saved.values()), times if measured else None)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors inside nested tuples, lists and dicts."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
