@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from localize.convert.structure import CallSignature, OutputStructure
+from localize.signature import CallSignature, OutputStructure
 from localize.spec import Cost, TensorSpec
 
 

@@ -1,0 +1,1 @@
+"""From a user's model to parts and heads: capture, cost, cut, balance, split, graft."""

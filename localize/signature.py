@@ -1,0 +1,119 @@
+"""Calls and outputs as flat lists of tensors, and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from localize.errors import ConfigError, TraceError
+
+
+@dataclass(frozen=True)
+class OutputStructure:
+    """How a flat tuple of leaves becomes the model's output again (tuples, dicts, named tuples, ModelOutput)."""
+
+    spec: pytree.TreeSpec
+
+    def restore(self, leaves: Sequence[Any]) -> Any:
+        """The output in the model's own type."""
+        return pytree.tree_unflatten(list(leaves), self.spec)
+
+
+@dataclass(frozen=True)
+class CallSignature:
+    """How a call of the model becomes a flat list of tensors, whichever way its arguments are passed."""
+
+    forward: inspect.Signature
+    spec: pytree.TreeSpec
+    constants: Mapping[int, Any]  # leaves that are not tensors, by position; part of the capture
+    names: tuple[str, ...]  # one a tensor leaf: a valid identifier, unique
+
+    @classmethod
+    def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallSignature, list[Tensor]]:
+        """The signature that the example shows, and the example's tensor leaves.
+
+        Raises:
+            ConfigError: the arguments do not fit the model's ``forward``.
+            TraceError: the example holds no tensor.
+        """
+        forward = inspect.signature(model.forward)
+        arguments = _arguments(forward, args, kwargs)
+        paths, spec = pytree.tree_flatten_with_path(arguments)
+        names: list[str] = []
+        for path, leaf in paths:
+            if isinstance(leaf, Tensor):
+                names.append(_unique(_identifier(path), names))
+        if not names:
+            raise TraceError("The example inputs hold no tensor; pass what the model's forward takes.")
+        constants = {i: leaf for i, (_, leaf) in enumerate(paths) if not isinstance(leaf, Tensor)}
+        signature = cls(forward, spec, constants, tuple(names))
+        return signature, [leaf for _, leaf in paths if isinstance(leaf, Tensor)]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensor leaves of a call, in the order of ``names``.
+
+        Raises:
+            ConfigError: the call's structure or a constant differs from the captured one.
+        """
+        leaves, spec = pytree.tree_flatten(_arguments(self.forward, args, kwargs))
+        if spec != self.spec:
+            raise ConfigError(f"The call has another structure than the captured example: {spec} instead of {self.spec}.")
+        tensors: list[Tensor] = []
+        for i, leaf in enumerate(leaves):
+            if i not in self.constants:
+                if not isinstance(leaf, Tensor):
+                    raise ConfigError(f"Input {self.names[len(tensors)]!r} was a tensor at capture and is {leaf!r} now.")
+                tensors.append(leaf)
+            elif isinstance(leaf, Tensor) or leaf != self.constants[i]:
+                raise ConfigError(
+                    f"An input that is not a tensor was {self.constants[i]!r} at capture and is {leaf!r} now; "
+                    "convert again with this value."
+                )
+        return tensors
+
+    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """The tensor leaves of a call, by name: what the first part is given."""
+        return dict(zip(self.names, self.bind(args, kwargs), strict=True))
+
+    def unbind(self, leaves: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call (args, kwargs) whose tensor leaves are ``leaves``: the inverse of ``bind``."""
+        tensors = iter(leaves)
+        count = len(leaves) + len(self.constants)
+        flat = [self.constants[i] if i in self.constants else next(tensors) for i in range(count)]
+        bound = inspect.BoundArguments(self.forward, pytree.tree_unflatten(flat, self.spec))  # type: ignore[arg-type]
+        return bound.args, bound.kwargs
+
+
+def _arguments(forward: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(forward.bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise ConfigError(f"The inputs do not fit the model's forward{forward}: {error}.") from error
+
+
+def _identifier(path: tuple[Any, ...]) -> str:
+    text = "_".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+    text = "".join(c if c.isalnum() else "_" for c in text)
+    return text if text.isidentifier() else f"input_{text}"
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    candidate, n = name, 1
+    while candidate in taken:
+        n += 1
+        candidate = f"{name}_{n}"
+    return candidate
+
+
+def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``example_inputs`` as a call: a dict is keyword arguments, a tuple positional ones, else one argument."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, tuple):
+        return example, {}
+    return (example,), {}
