@@ -10,6 +10,7 @@ Shape legend: ``N`` batch, ``C`` channels or classes, ``H W`` space, ``T`` token
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from localize.errors import MethodError, did_you_mean
+from localize.errors import MethodError, did_you_mean, problem_list
 from localize.spec import TensorSpec
 from localize.task import Task
 
@@ -32,7 +33,9 @@ class HeadSite:
     ``hidden`` describes the hidden state. On the last part it is the model's logits, or, for a method with
     ``keeps_classifier``, the representation below ``classifier``: the model's own last layers as a callable,
     (N, …) → the model's output, whose weights belong to the part and not to the head. ``classifier`` is None
-    on all other parts, and where the last part has no layers below its classifier.
+    on all other parts, and where the last part has no layers below its classifier. It is a module or a bound
+    method of one, so that ``copy.deepcopy`` of part and head together keeps the two tied. ``output`` describes
+    the model's logits (``Task.logits``): heads that predict take their sizes from it.
     """
 
     number: int
@@ -40,10 +43,18 @@ class HeadSite:
     hidden: TensorSpec
     task: Task
     classifier: Callable[[Tensor], Any] | None = None
+    output: TensorSpec | None = None
 
     @property
     def is_last(self) -> bool:
         return self.number == self.parts
+
+    def error(self, method: str, problem: str, instead: str) -> MethodError:
+        """The error that says why ``method`` cannot work here, and what does."""
+        return MethodError(
+            f"Method {method!r}, part {self.number} of {self.parts}, hidden state {self.hidden} "
+            f"({self.hidden.layout}): {problem}. {instead}"
+        )
 
 
 @dataclass
@@ -87,7 +98,7 @@ class Head(nn.Module):
 
     def example_target(self, batch: int, device: torch.device | str) -> Target:
         """A target of the right kind for a dry run with ``batch`` samples (labels of class 0)."""
-        return example_labels(self.site.task, self.site.hidden, batch, device)
+        return example_labels(self.site.task, self.site.output or self.site.hidden, batch, device)
 
 
 class TaskHead(Head):
@@ -103,8 +114,35 @@ class TaskHead(Head):
         return HeadOutput(task.loss(hidden, target), each, hidden)
 
 
+class ExitHead(Head):
+    """A network of its own, hidden → logits, trained by the task's loss: an exit.
+
+    Args:
+        site: where the head stands.
+        net: hidden state → logits.
+        per_sample: whether the loss of every sample is wanted too.
+        weight: factor of the loss.
+    """
+
+    def __init__(self, site: HeadSite, net: nn.Module, per_sample: bool = False, weight: float = 1.0) -> None:
+        super().__init__(site)
+        self.net = net.to(site.hidden.dtype)
+        self.per_sample = per_sample
+        self.weight = weight
+
+    def forward(self, hidden: Tensor, target: Target) -> HeadOutput:
+        task = self.site.task
+        logits: Tensor = self.net(hidden)
+        each = task.per_sample(logits, target) if self.per_sample else None
+        loss = task.loss(logits, target)
+        return HeadOutput(loss if self.weight == 1.0 else self.weight * loss, each, logits)
+
+    def predictor(self) -> nn.Module:
+        return self.net
+
+
 def example_labels(task: Task, hidden: TensorSpec, batch: int, device: torch.device | str) -> Tensor:
-    """Targets of class 0, shaped for ``task`` (regression and dense tasks: from the hidden state's shape)."""
+    """Targets of class 0, shaped for ``task``; ``hidden`` is the logits' spec, or one of the same layout."""
     match task.kind:
         case "classification":
             return torch.zeros(batch, dtype=torch.int64, device=device)
@@ -178,3 +216,25 @@ class Method:
                     f"Method {cls.name!r} has no option {key!r}.{did_you_mean(key, known)} Its options: {listed}."
                 )
         return cls(**options)
+
+    def check(self, *problems: str | None) -> None:
+        """Raises ``MethodError`` with all ``problems`` that are not None: what ``__post_init__`` calls."""
+        found = [p for p in problems if p]
+        if found:
+            raise MethodError(problem_list(f"Method {self.name!r} cannot take these options", found))
+
+
+def one_of(option: str, value: object, choices: Sequence[object]) -> str | None:
+    """The problem with an option that has to be one of ``choices``; None where there is none."""
+    if value in choices:
+        return None
+    hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+    return f"{option}={value!r} is none of {', '.join(repr(c) for c in choices)}.{hint}"
+
+
+def positive(option: str, value: object, whole: bool = False) -> str | None:
+    """The problem with an option that has to be a positive number (an integer where ``whole``)."""
+    kinds = int if whole else (int, float)
+    if isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf:
+        return None
+    return f"{option}={value!r} is not a positive {'integer' if whole else 'number'}."
