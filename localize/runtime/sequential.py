@@ -1,0 +1,83 @@
+"""One process runs all stages, one after another; activations are released as it goes.
+
+The stages are generators that ask to send and to receive. The lowest stage that can go on always goes on, so
+that a part finishes (and frees what it holds) before the next one starts, as far as the method lets it:
+
+    reach 1     1: F B U │ 2: F B U │ 3: F B U         F forward, B backward, U update
+    two-wise    1: F │ 2: F b │ 1: B U │ 3: F b │ 2: B U │ 3: B U
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from localize.errors import LocalizeError
+from localize.heads.base import Target
+from localize.part import Stream
+from localize.runtime.stage import (
+    Action,
+    Message,
+    Receive,
+    Send,
+    Side,
+    Stage,
+    StageReport,
+    Updater,
+    Upward,
+    stage_step,
+)
+
+Scope = Callable[[Stage], AbstractContextManager[object] | None]
+
+
+class _Runner:
+    """A stage's generator, its two inboxes and what it waits for."""
+
+    def __init__(self, stage: Stage, updater: Updater, scope: AbstractContextManager[object] | None) -> None:
+        self.steps = stage_step(stage, updater, scope)
+        self.inbox: dict[Side, deque[Message]] = {side: deque() for side in Side}
+        self.wish: Action | None = next(self.steps)
+        self.report: StageReport | None = None
+
+    @property
+    def can_go_on(self) -> bool:
+        if self.report is not None:
+            return False
+        return not isinstance(self.wish, Receive) or bool(self.inbox[self.wish.source])
+
+    def go_on(self) -> Send | None:
+        """Takes one step; returns what the stage wants to send, if that was the step."""
+        sending = self.wish if isinstance(self.wish, Send) else None
+        message = self.inbox[self.wish.source].popleft() if isinstance(self.wish, Receive) else None
+        try:
+            self.wish = self.steps.send(message)
+        except StopIteration as end:
+            self.wish, self.report = None, end.value
+        return sending
+
+
+def run_batch(
+    stages: Sequence[Stage],
+    stream: Stream,
+    target: Target,
+    updater: Updater,
+    scope: Scope = lambda stage: None,
+) -> list[StageReport]:
+    """One batch through all stages: losses, local backward passes and (by ``updater``) updates."""
+    runners = [_Runner(stage, updater, scope(stage)) for stage in stages]
+    runners[0].inbox[Side.BELOW].append(Upward(stream, target))
+    while True:
+        position = next((i for i, runner in enumerate(runners) if runner.can_go_on), None)
+        if position is None:
+            break
+        sent = runners[position].go_on()
+        if sent is not None:
+            neighbour = runners[position + sent.to.value]
+            neighbour.inbox[Side(-sent.to.value)].append(sent.message)
+    reports = [runner.report for runner in runners if runner.report is not None]
+    if len(reports) < len(runners):
+        waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]
+        raise LocalizeError(f"Parts {waiting} wait for messages that nobody sends; the method's routing is at fault.")
+    return reports
