@@ -1,0 +1,105 @@
+"""Forward floating-point operations of every operator that runs, a multiply-add counted as two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+# oneDNN keeps a work space for the backward pass of an LSTM layer that the fake kernel reports as empty.
+# Its size is the library's secret; measured, it is 15 hidden states a time step within 2 %.
+_LSTM_WORKSPACE_STATES = 15
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up the FLOPs of all operators dispatched while it is active.
+
+    Torch's own formulas (those of ``FlopCounterMode``) come first; its module tracking, which is most of the
+    time ``FlopCounterMode`` takes, is not needed here. Formulas of this file cover what torch counts as 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.workspaces: dict[int, int] = {}  # storage address -> bytes a fake kernel did not report
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in _FORMULAS:
+            self.flops += _FORMULAS[packet](*args, **kwargs)
+        elif packet in flop_registry:
+            self.flops += int(flop_registry[packet](*args, **kwargs, out_val=out))
+        if packet is aten.mkldnn_rnn_layer:
+            self._note_workspace(out)
+        return out
+
+    def _note_workspace(self, out: Sequence[Tensor]) -> None:
+        states, workspace = out[0], out[3]
+        if workspace.numel() == 0:
+            per_step = states[0].numel() * states.element_size()
+            steps = states.shape[0] + 1
+            self.workspaces[workspace.untyped_storage()._cdata] = _LSTM_WORKSPACE_STATES * steps * per_step
+
+
+def _matrix_flops(rows: int, weights: Sequence[Tensor]) -> int:
+    """Every weight matrix is multiplied with ``rows`` vectors; vectors among the weights are biases."""
+    return 2 * rows * sum(w.numel() for w in weights if w.dim() == 2)
+
+
+def _mkldnn_rnn(x: Tensor, w_input: Tensor, w_hidden: Tensor, *_: Any, **__: Any) -> int:
+    """One direction of one LSTM layer: 2·T·N·(4H·I + 4H·H)."""
+    return _matrix_flops(math.prod(x.shape[:-1]), [w_input, w_hidden])
+
+
+def _cudnn_rnn(x: Tensor, weight: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    """All layers and directions at once; ``x`` is (T, N, I), or (sum of lengths, I) when packed."""
+    return _matrix_flops(math.prod(x.shape[:-1]), weight)
+
+
+def _attention(tokens: int, keys: int, width: int) -> int:
+    """Scores and weighted sum of ``tokens`` queries over ``keys`` keys, all heads together."""
+    return 2 * 2 * tokens * keys * width
+
+
+def _fused_attention(query: Tensor, key: Tensor, *args: Any, **_: Any) -> int:
+    """``nn.MultiheadAttention``'s fused inference kernel: projections (N·T·4D² multiply-adds) and attention."""
+    n, t, d = query.shape
+    s = key.shape[1]
+    return 2 * (2 * n * t * d * d + 2 * n * s * d * d) + _attention(n * t, s, d)
+
+
+def _fused_encoder_layer(src: Tensor, embed_dim: int, num_heads: int, *weights: Any, **_: Any) -> int:
+    """``nn.TransformerEncoderLayer``'s fused inference kernel: its four weight matrices and the attention."""
+    n, t, d = src.shape
+    matrices = [w for w in weights if isinstance(w, Tensor) and w.dim() == 2 and d in w.shape and w.numel() >= d * d]
+    return _matrix_flops(n * t, matrices) + _attention(n * t, t, d)
+
+
+def _matrix_vector(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * a.numel()
+
+
+def _add_matrix_vector(bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * a.numel()
+
+
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    aten.mkldnn_rnn_layer: _mkldnn_rnn,
+    aten._cudnn_rnn: _cudnn_rnn,
+    aten._native_multi_head_attention: _fused_attention,
+    aten._transformer_encoder_layer_fwd: _fused_encoder_layer,
+    aten.mv: _matrix_vector,
+    aten.dot: _matrix_vector,
+    aten.addmv: _add_matrix_vector,
+}
