@@ -102,6 +102,7 @@ class CutPoint:
     crossing: tuple[str, ...]  # names of all values that cross, the primary included
     spec: TensorSpec  # of the primary
     crossing_bytes: int
+    aliases: tuple[str, ...] = ()  # further names of the same place: the other modules that end there
 
 
 @dataclass(frozen=True)
