@@ -1,1 +1,1 @@
-"""Local-learning rules: the interface (``base``), building blocks (``layers``), the table (``registry``), one file each."""
+"""Local-learning rules: the interface (``base``), building blocks (``layers``), the table (``registry``)."""

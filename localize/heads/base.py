@@ -5,7 +5,7 @@ handed back to the part below. The stage (``runtime/stage.py``) does the rest, t
 
     hidden ─detach→ leaf ─head→ loss ─backward→ ∂loss/∂leaf ─route→ the parts the loss trains
 
-Shape legend: ``N`` batch, ``C`` channels or classes, ``H W`` space, ``T`` tokens, ``D`` features, ``K`` parts.
+Shapes: ``N`` batch, ``C`` channels or classes, ``H W`` space, ``T`` tokens, ``D`` features, ``K`` parts.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class HeadSite:
     ``keeps_classifier``, the representation below ``classifier``: the model's own last layers as a callable,
     (N, …) → the model's output, whose weights belong to the part and not to the head. ``classifier`` is None
     on all other parts, and where the last part has no layers below its classifier. It is a module or a bound
-    method of one, so that ``copy.deepcopy`` of part and head together keeps the two tied. ``output`` describes
-    the model's logits (``Task.logits``): heads that predict take their sizes from it.
+    method of one, so that ``copy.deepcopy`` of part and head together keeps the two tied. ``output`` is the
+    spec of the model's logits (``Task.logits``): heads that predict take their sizes from it.
     """
 
     number: int
@@ -86,7 +86,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def feedback_loss(self, output: HeadOutput, feedback: Tensor) -> Tensor:
-        """For methods with ``feedback``: the loss that trains this head, from what the part above handed back.
+        """With ``feedback``: the loss that trains this head, from what the part above handed back.
 
         ``feedback`` is detached. Only the head's own parameters receive this loss's gradient.
         """
@@ -163,7 +163,7 @@ class Method:
     source: ClassVar[str] = ""  # paper and year
     feedback: ClassVar[Literal["loss", "grad"] | None] = None
     separate_head_optimizer: ClassVar[bool] = False  # heads get an optimizer of their own
-    head_learning_rate: ClassVar[float | None] = None  # Adam's, for separate head optimizers (None: as the part)
+    head_learning_rate: ClassVar[float | None] = None  # Adam's, where separate (None: as the part)
     predicts: ClassVar[Literal["none", "exits", "path"]] = "none"
     """``none``: only the model's own output; ``exits``: heads 1..K-1 predict too; ``path``: every exit,
     the last one included, goes through the heads (AL)."""
@@ -193,7 +193,7 @@ class Method:
         raise NotImplementedError
 
     def predictor(self, heads: Sequence[Head | None]) -> nn.Module | None:
-        """Hidden state of part ``len(heads)`` → logits, from the heads of parts 1 to there; None: no such exit."""
+        """Hidden state of part ``len(heads)`` → logits, from the heads up to there; None: no such exit."""
         head = heads[-1]
         return head.predictor() if head is not None else None
 
@@ -213,7 +213,8 @@ class Method:
             if key not in known:
                 listed = ", ".join(known) or "none"
                 raise MethodError(
-                    f"Method {cls.name!r} has no option {key!r}.{did_you_mean(key, known)} Its options: {listed}."
+                    f"Method {cls.name!r} has no option {key!r}.{did_you_mean(key, known)} "
+                    f"Its options: {listed}."
                 )
         return cls(**options)
 

@@ -1,4 +1,4 @@
-"""Building blocks of heads: reductions of a hidden state, small networks on it, and the last layer to the logits.
+"""Building blocks of heads: reductions of a hidden state, small networks, the last layer to the logits.
 
 All sizes are taken from a ``TensorSpec``, the batch size never: a head works on any batch, and on other image
 sizes and token counts than the example's.
@@ -115,32 +115,40 @@ def pool_sizes(channels: int, sizes: Sequence[int], max_features: int | None) ->
 def average_to(hidden: Tensor, sizes: Sequence[int]) -> Tensor:
     """(N, C, *space) → (N, C, *sizes) by averaging; the identity where the sizes agree.
 
-    Where the sizes divide, blocks are averaged by ``mean``: unlike adaptive pooling this keeps nothing for the
-    backward pass and is deterministic on GPUs.
+    Where the sizes divide, blocks are averaged by ``mean``: unlike adaptive pooling this keeps nothing for
+    the backward pass and is deterministic on GPUs.
     """
     old = hidden.shape[2:]
     if tuple(old) == tuple(sizes):
         return hidden
     if any(n % s for n, s in zip(old, sizes, strict=True)):
-        return _ADAPTIVE[len(sizes)](hidden, tuple(sizes))  # type: ignore[operator,no-any-return]
+        pooled: Tensor = _ADAPTIVE[len(sizes)](hidden, tuple(sizes))  # type: ignore[arg-type]
+        return pooled
     for axis, size in reversed(list(enumerate(sizes, start=2))):
         hidden = hidden.unflatten(axis, (size, -1))
     return hidden.mean(tuple(range(3, hidden.dim(), 2)))
 
 
-class PoolTo(nn.Module):
-    """Average pooling of a map (N, C, *space) to the largest size with at most ``max_features`` values a sample."""
+class AverageTo(nn.Module):
+    """(N, C, *space) → (N, C, *sizes) by averaging."""
 
-    def __init__(self, channels: int, sizes: Sequence[int], max_features: int | None = MAX_FEATURES) -> None:
+    def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        self.sizes = pool_sizes(channels, sizes, max_features)
-        self.out_features = channels * math.prod(self.sizes)
+        self.sizes = tuple(sizes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return average_to(hidden, self.sizes)
 
     def extra_repr(self) -> str:
         return f"{self.sizes}"
+
+
+class PoolTo(AverageTo):
+    """Averages a map (N, C, *space) to the largest size with at most ``max_features`` values a sample."""
+
+    def __init__(self, channels: int, sizes: Sequence[int], max_features: int | None = MAX_FEATURES) -> None:
+        super().__init__(pool_sizes(channels, sizes, max_features))
+        self.out_features = channels * math.prod(self.sizes)
 
 
 class GlobalMean(nn.Module):
@@ -258,8 +266,8 @@ def is_dense(site: HeadSite) -> bool:
 def dense_logits(site: HeadSite, method: str, body: nn.Module | None = None, width: int = 0) -> nn.Sequential:
     """The head of a task that predicts at every token or pixel.
 
-    ``causal_lm``: a Linear a token, (N, T, D) → (N, T, C). ``segmentation``: a 1×1 convolution, interpolated to
-    the size of the model's output. ``body`` comes before it, on (N, C, *space) or (N, T, D), and gives ``width``.
+    ``causal_lm``: a Linear a token, (N, T, D) → (N, T, C). ``segmentation``: a 1×1 convolution, interpolated
+    to the size of the model's output. ``body`` comes before, on (N, C, *space) or (N, T, D), ``width`` wide.
 
     Raises:
         MethodError: the hidden state has no tokens (pixels), or the output's size is unknown.
