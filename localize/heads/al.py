@@ -76,8 +76,8 @@ class AssociatedHead(Head):
         if not (isinstance(target, tuple | list) and len(target) == 2):
             below = self.site.number - 1
             raise MethodError(
-                f"al: the head of part {self.site.number} is trained towards (code, labels), handed on by the "
-                f"head of part {below} (`heads[{below - 1}](hidden, target).target`); got {type(target).__name__}."
+                f"al: the target of head {self.site.number} is (code, labels), which head {below} hands on "
+                f"(`heads[{below - 1}](hidden, target).target`); got {type(target).__name__}."
             )
         code, labels = target
         return code.detach(), labels

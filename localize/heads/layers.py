@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,9 +24,6 @@ _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _ADAPTIVE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 _RESIZE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _NO_HEADS = "Cut elsewhere (cuts=), or use method 'bp', which needs no head here."
-
-
-# ---------------------------------------------------------------- layouts
 
 
 def check_hidden(site: HeadSite, method: str) -> None:
@@ -61,7 +59,7 @@ def as_map(hidden: Tensor, spec: TensorSpec) -> Tensor:
 
 
 class AsMap(nn.Module):
-    """A map of either layout → (N, C, *space)."""
+    """A map of either layout → (N, C, *space); anything else with its batch axis in front."""
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
@@ -69,17 +67,6 @@ class AsMap(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return as_map(hidden, self.spec)
-
-
-class BatchFirst(nn.Module):
-    """Tokens, or anything else, with the batch axis in front."""
-
-    def __init__(self, spec: TensorSpec) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return batch_first(hidden, self.spec)
 
 
 class Shaped(nn.Module):
@@ -91,9 +78,6 @@ class Shaped(nn.Module):
 
     def forward(self, vector: Tensor) -> Tensor:
         return vector.reshape(vector.shape[0], *self.shape)
-
-
-# ---------------------------------------------------------------- pooling
 
 
 def pool_sizes(channels: int, sizes: Sequence[int], max_features: int | None) -> tuple[int, ...]:
@@ -112,43 +96,53 @@ def pool_sizes(channels: int, sizes: Sequence[int], max_features: int | None) ->
     return best
 
 
-def average_to(hidden: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(N, C, *space) → (N, C, *sizes) by averaging; the identity where the sizes agree.
-
-    Where the sizes divide, blocks are averaged by ``mean``: unlike adaptive pooling this keeps nothing for
-    the backward pass and is deterministic on GPUs.
-    """
-    old = hidden.shape[2:]
-    if tuple(old) == tuple(sizes):
-        return hidden
-    if any(n % s for n, s in zip(old, sizes, strict=True)):
-        pooled: Tensor = _ADAPTIVE[len(sizes)](hidden, tuple(sizes))  # type: ignore[arg-type]
-        return pooled
-    for axis, size in reversed(list(enumerate(sizes, start=2))):
-        hidden = hidden.unflatten(axis, (size, -1))
-    return hidden.mean(tuple(range(3, hidden.dim(), 2)))
+def averaging(old: int, new: int) -> Tensor:
+    """The (old, new) matrix of adaptive average pooling: window j is ⌊j·old/new⌋ to ⌈(j+1)·old/new⌉."""
+    weights = torch.zeros(old, new)
+    for j in range(new):
+        start, stop = j * old // new, -(-(j + 1) * old // new)
+        weights[start:stop, j] = 1 / (stop - start)
+    return weights
 
 
 class AverageTo(nn.Module):
-    """(N, C, *space) → (N, C, *sizes) by averaging."""
+    """Adaptive average pooling (N, C, *old) → (N, C, *new).
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    An axis at a time: blocks by ``mean`` where the sizes divide, else by a matrix. Unlike PyTorch's adaptive
+    pooling this keeps nothing for the backward pass, and is deterministic on GPUs. Maps of another size than
+    ``old`` take PyTorch's.
+    """
+
+    def __init__(self, old: Sequence[int], new: Sequence[int]) -> None:
         super().__init__()
-        self.sizes = tuple(sizes)
+        self.old, self.new = tuple(old), tuple(new)
+        for axis, (o, n) in enumerate(zip(old, new, strict=True)):
+            self.register_buffer(f"weights_{axis}", averaging(o, n) if o % n else None, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return average_to(hidden, self.sizes)
+        if tuple(hidden.shape[2:]) != self.old:
+            pooled: Tensor = _ADAPTIVE[len(self.new)](hidden, self.new)  # type: ignore[arg-type]
+            return pooled
+        for axis in reversed(range(len(self.old))):
+            if self.old[axis] == self.new[axis]:
+                continue
+            weights: Tensor | None = getattr(self, f"weights_{axis}")
+            if weights is None:
+                hidden = hidden.unflatten(axis + 2, (self.new[axis], -1)).mean(axis + 3)
+            else:
+                hidden = (hidden.movedim(axis + 2, -1) @ weights).movedim(-1, axis + 2)
+        return hidden
 
     def extra_repr(self) -> str:
-        return f"{self.sizes}"
+        return f"{self.old} -> {self.new}"
 
 
 class PoolTo(AverageTo):
-    """Averages a map (N, C, *space) to the largest size with at most ``max_features`` values a sample."""
+    """Averages a map (N, C, *sizes) to the largest size with at most ``max_features`` values a sample."""
 
     def __init__(self, channels: int, sizes: Sequence[int], max_features: int | None = MAX_FEATURES) -> None:
-        super().__init__(pool_sizes(channels, sizes, max_features))
-        self.out_features = channels * math.prod(self.sizes)
+        super().__init__(sizes, pool_sizes(channels, sizes, max_features))
+        self.out_features = channels * math.prod(self.new)
 
 
 class GlobalMean(nn.Module):
@@ -195,9 +189,6 @@ class PooledVector(nn.Module):
         return f"{self.spec} -> {self.out_features}"
 
 
-# ---------------------------------------------------------------- networks
-
-
 def convolution(axes: int, inputs: int, outputs: int, kernel: int = 3, bias: bool = True) -> nn.Module:
     """A convolution over ``axes`` axes of space that keeps their sizes."""
     return _CONV[axes](inputs, outputs, kernel, padding=kernel // 2, bias=bias)
@@ -227,9 +218,6 @@ class Resize(nn.Module):
         if tuple(logits.shape[2:]) == self.sizes:
             return logits
         return F.interpolate(logits, self.sizes, mode=_RESIZE[len(self.sizes)], align_corners=False)
-
-
-# ---------------------------------------------------------------- from features to logits
 
 
 def output_features(site: HeadSite, method: str) -> int:
@@ -278,7 +266,7 @@ def dense_logits(site: HeadSite, method: str, body: nn.Module | None = None, wid
     if site.task.kind == "causal_lm":
         if spec.layout != "tokens":
             raise site.error(method, "a language model's head needs tokens (N, T, D)", _NO_HEADS)
-        return nn.Sequential(BatchFirst(spec), *middle, nn.Linear(width, classes))
+        return nn.Sequential(AsMap(spec), *middle, nn.Linear(width, classes))
     if not is_map(spec):
         raise site.error(method, "a segmentation head needs a map (N, C, H, W)", _NO_HEADS)
     if site.output is None:

@@ -108,9 +108,9 @@ def _mlp_sr(site: HeadSite, method: str) -> nn.Module:
     width = channels * math.prod(small)
     return nn.Sequential(
         AsMap(site.hidden),
-        AverageTo(quarter),
+        AverageTo(sizes, quarter),
         *(conv_block(axes, channels, channels, kernel=1, bias=False) for _ in range(3)),
-        AverageTo(small),
+        AverageTo(quarter, small),
         nn.Flatten(),
         *(linear_block(width, width, norm=True) for _ in range(3)),
         to_logits(site, method, width),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -35,9 +36,9 @@ def supervised_contrastive_loss(
         embeddings: (N, D); rows need not be normalised.
         labels: (N), class indices.
         temperature: τ.
-        normalizer: n_i. ``reference`` is |P(i)| + 1, as SCPL's released code, whose ``mask.sum(1)`` counts the
-            anchor itself (algorithm 1 as printed divides by the pairs of the whole batch); ``khosla`` is |P(i)|,
-            equation 2 of Khosla et al. 2020.
+        normalizer: n_i. ``reference`` is |P(i)| + 1, as SCPL's released code has it, where ``mask.sum(1)``
+            counts the anchor itself (algorithm 1 as printed divides by the pairs of the whole batch);
+            ``khosla`` is |P(i)|, equation 2 of Khosla et al. 2020.
 
     Returns:
         A scalar. A batch of one sample gives 0, with a gradient of 0.
@@ -53,7 +54,7 @@ def supervised_contrastive_loss(
     problem = positive("temperature", temperature) or one_of("normalizer", normalizer, _NORMALIZERS)
     if problem:
         raise MethodError(problem)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with _no_autocast(embeddings.device.type):
         wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         z = F.normalize(wide, dim=1)
         similarity = z @ z.T / temperature
@@ -67,6 +68,10 @@ def supervised_contrastive_loss(
         divisor = positives + 1 if normalizer == "reference" else positives.clamp(min=1)
         each = (positives * log_others - (together * similarity).sum(1)) / divisor
         return each.sum() / (~ignored).sum().clamp(min=1)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class ContrastiveHead(Head):
