@@ -221,13 +221,11 @@ def _candidates(module: ModuleType) -> Iterator[tuple[str, Any]]:
 def _returns_model(value: Any) -> bool:
     if not inspect.isfunction(value):
         return False
-    returned = value.__annotations__.get("return")
-    if inspect.isclass(returned):
-        return issubclass(returned, nn.Module)
-    if isinstance(returned, str):  # `from __future__ import annotations`
-        named = value.__globals__.get(returned)
-        return returned.endswith("nn.Module") or (inspect.isclass(named) and issubclass(named, nn.Module))
-    return False
+    try:
+        returned = inspect.get_annotations(value, eval_str=True).get("return")
+    except Exception:  # a name that only a type checker sees
+        return str(value.__annotations__.get("return")).endswith("nn.Module")
+    return inspect.isclass(returned) and issubclass(returned, nn.Module)
 
 
 def _required_arguments(value: Callable[..., Any]) -> list[str]:

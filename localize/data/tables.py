@@ -19,7 +19,7 @@ _SHOWN_PROBLEMS = 5
 
 
 def read_csv(path: Path, target: str | None = None, task: str | None = None) -> Data:
-    """A csv file of numbers, with the target in column ``target`` (a name, or a number from 1; else the last).
+    """A csv file of numbers, with the target in column ``target`` (a name or a number from 1; else the last).
 
     Features are standardised with the training rows. A target of whole numbers or words means classes, of
     decimal numbers a regression; ``task`` overrides.

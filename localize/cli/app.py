@@ -1,0 +1,95 @@
+"""The command ``localize``: subcommands, and errors as one line on stderr with exit status 2."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from localize._version import __version__
+from localize.cli import output
+from localize.cli.convert import convert
+from localize.cli.evaluate import evaluate
+from localize.cli.flags import METHOD_FLAGS
+from localize.cli.inspect import inspect
+from localize.cli.methods import methods
+from localize.cli.train import train
+from localize.errors import LocalizeError
+
+EXPECTED, INTERRUPTED = 2, 130  # exit statuses
+# typer's usage errors: click's ClickException, or typer's own copy of it, depending on typer's version
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="localize",
+    help="Turn any PyTorch model into local-learning form and train it part by part.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command(context_settings=METHOD_FLAGS)(convert)
+app.command(context_settings=METHOD_FLAGS)(inspect)
+app.command(context_settings=METHOD_FLAGS)(train)
+app.command()(evaluate)
+app.command()(methods)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        output.Output().text(f"localize {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Turn any PyTorch model into local-learning form and train it part by part."""
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", force=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status; ``--debug`` may stand anywhere."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in given:
+        given = ["--debug", *(a for a in given if a != "--debug")]
+    debug = given[:1] == ["--debug"]
+    try:
+        with _short_warnings():
+            status = app(args=given or ["--help"], prog_name="localize", standalone_mode=False)
+    except LocalizeError as problem:
+        if debug:
+            raise
+        output.error(str(problem))
+        return EXPECTED
+    except _UsageError as problem:
+        output.error(_usage(problem))
+        return EXPECTED
+    except (KeyboardInterrupt, typer.Abort):
+        output.error("interrupted.")
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0
+
+
+def _usage(problem: Any) -> str:
+    """A usage error with the command to ask for help."""
+    context = getattr(problem, "ctx", None)
+    command = context.command_path if context is not None else "localize"
+    return f"{problem.format_message().rstrip('.')}. See `{command} --help`."
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Python warnings as one line without the code that caused them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_more: output.warning(str(message))
+        yield

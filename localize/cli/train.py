@@ -1,0 +1,135 @@
+"""``localize train``: trains a model or an artefact, part by part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from localize import LocalModel, Trainer
+from localize.cli import flags
+from localize.cli import training_flags as tf
+from localize.cli.building import Recipe, build, the_model
+from localize.cli.exits import show_exits
+from localize.cli.loading import default_folder, is_artefact, open_artefact, save_into, writable_folder
+from localize.cli.optim import optimizer_factory, scheduler_factory
+from localize.cli.output import Output
+from localize.data import Loaders, load_data
+from localize.errors import ConfigError
+
+
+def train(
+    context: typer.Context,
+    model: flags.Model,
+    data: flags.DataSpec = "digits",
+    method: flags.Method = "scpl",
+    parts: flags.Parts = "2",
+    memory_budget: flags.MemoryBudget = None,
+    balance: flags.Balance = "flops",
+    cuts: flags.Cuts = None,
+    task: flags.Task = None,
+    option: flags.MethodOptions = None,
+    epochs: tf.Epochs = 5,
+    batch_size: tf.BatchSize = 64,
+    optimizer: tf.Optimizer = "adam",
+    rate: tf.Rate = 1e-3,
+    head_rate: tf.HeadRate = None,
+    weight_decay: tf.WeightDecay = None,
+    momentum: tf.Momentum = None,
+    scheduler: tf.Scheduler = "constant",
+    precision: tf.Precision = "fp32",
+    clip_grad_norm: tf.ClipGradNorm = None,
+    on_nonfinite: tf.OnNonfinite = "raise",
+    compile: tf.Compile = False,
+    device: flags.Device = None,
+    seed: flags.Seed = 0,
+    workers: tf.Workers = 0,
+    checkpoint_dir: tf.CheckpointDir = None,
+    resume: tf.Resume = False,
+    log_dir: tf.LogDir = None,
+    data_dir: flags.DataDir = Path("data"),
+    download: flags.Download = False,
+    output: flags.OutputFolder = None,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Trains MODEL with a local-learning rule and writes the artefact folder.
+
+    MODEL may be an artefact folder: it knows its method and parts, and the trained weights go back into it
+    unless --output says otherwise. The method's own options are flags too (`localize methods NAME`).
+
+    \b
+    localize train model.py --data digits --method al --parts 4 --epochs 5
+    localize train model-al-4 --data digits --scheduler cosine --lr 2e-3
+    localize train model.py --data fashion-mnist --checkpoint-dir runs/a --resume
+    """
+    out = Output.of(as_json, quiet)
+    if resume and checkpoint_dir is None:
+        raise ConfigError("--resume needs --checkpoint-dir, the folder that holds the checkpoint to go on from.")
+    if epochs < 1:
+        raise ConfigError(f"--epochs is {epochs}; it must be at least 1.")
+    settings: dict[str, Any] = {
+        "optimizer": optimizer_factory(optimizer, rate, weight_decay, momentum),
+        "head_optimizer": None if head_rate is None else optimizer_factory("adam", head_rate),
+        "scheduler": scheduler_factory(scheduler, epochs),
+        "device": device,
+        "precision": precision,
+        "seed": seed,
+        "checkpoint_dir": checkpoint_dir,
+        "log_dir": log_dir,
+        "clip_grad_norm": clip_grad_norm,
+        "on_nonfinite": on_nonfinite,
+        "compile": compile,
+    }
+    if output is not None:
+        writable_folder(output, force)
+    chosen = load_data(data, data_dir, download)
+    recipe = Recipe(
+        [model, *context.args], method, parts, balance, cuts, task, None, data, data_dir, download,
+        option or (), seed, memory_budget,
+    )
+    local, folder = _open(recipe, _given(context, _CONVERSION_FLAGS))
+    folder = output or folder
+    writable_folder(folder, force)
+    trainer = Trainer(local, **settings)
+    _run(out, trainer, local, chosen.loaders(batch_size, seed, workers), epochs, resume, folder)
+
+
+_CONVERSION_FLAGS = ("method", "parts", "balance", "cuts", "task", "option", "memory_budget")
+
+
+def _given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
+    """Those of the flags that stand on the command line."""
+    sources = ((name, context.get_parameter_source(name)) for name in names)
+    return [f"--{name.replace('_', '-')}" for name, source in sources if source and source.name == "COMMANDLINE"]
+
+
+def _open(recipe: Recipe, given: list[str]) -> tuple[LocalModel, Path]:
+    """The model to train and the folder for it: an artefact as it is, anything else converted first."""
+    artefacts = [token for token in recipe.tokens if is_artefact(token)]
+    if not artefacts:
+        local, name = build(recipe)
+        return local, default_folder(name, local)
+    given += [token for token in recipe.tokens if token.startswith("--")]
+    if given:
+        raise ConfigError(
+            f"{artefacts[0]} is converted already; {', '.join(given)} would need the model itself: "
+            "`localize train MODEL` or `localize convert MODEL`."
+        )
+    folder = the_model(recipe.tokens)
+    return open_artefact(folder), Path(folder)
+
+
+def _run(
+    out: Output, trainer: Trainer, local: LocalModel, loaders: Loaders, epochs: int, resume: bool, folder: Path
+) -> None:
+    train_loader, val_loader = loaders
+    out.text(str(local.plan))
+    trainer.fit(train_loader, val_loader, epochs=epochs, resume=resume)
+    scores = trainer.evaluate(val_loader)
+    save_into(local, folder)
+    brief = show_exits(out, local, scores)
+    out.note(f"Wrote {folder}/")
+    out.result({"folder": folder, "history": trainer.history, "evaluation": scores}, brief=brief)

@@ -1,0 +1,29 @@
+"""The flags of `localize train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Epochs = Annotated[int, typer.Option("--epochs", "-e", help="How often to go through the training data.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Samples a training step.")]
+Optimizer = Annotated[str, typer.Option(help="adam, adamw, sgd or rmsprop; one for each part.")]
+Rate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
+HeadRate = Annotated[
+    float | None, typer.Option("--head-lr", help="Gives the heads an optimizer of their own, with this rate.")
+]
+WeightDecay = Annotated[float | None, typer.Option(help="Weight decay.")]
+Momentum = Annotated[float | None, typer.Option(help="Momentum of sgd (Nesterov) and rmsprop.")]
+Scheduler = Annotated[str, typer.Option(help="constant, linear or cosine, a step an epoch.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16 (autocast).")]
+ClipGradNorm = Annotated[float | None, typer.Option(help="Clip each part's gradient to this norm.")]
+OnNonfinite = Annotated[str, typer.Option(help="When a loss is not finite: raise or skip.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile parts and heads (torch.compile).")]
+Workers = Annotated[int, typer.Option(help="Processes that load data.")]
+CheckpointDir = Annotated[
+    Path | None, typer.Option(help="Where to write a checkpoint every epoch.", metavar="DIR")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir.")]
+LogDir = Annotated[Path | None, typer.Option(help="Where to write the history as CSV and JSONL.", metavar="DIR")]
