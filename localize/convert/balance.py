@@ -15,7 +15,9 @@ CostOf = Callable[[int, int], float]
 """Cost of the part between two candidates; ``math.inf`` where there may be no such part."""
 
 
-def best_partition(candidates: int, parts: int, cost: CostOf, crossing_bytes: Sequence[float]) -> list[int] | None:
+def best_partition(
+    candidates: int, parts: int, cost: CostOf, crossing_bytes: Sequence[float]
+) -> list[int] | None:
     """The cuts whose most expensive part is cheapest and, among those, with the fewest bytes across.
 
     Exact for any cost, additive or not: O(parts · candidates²).
@@ -35,7 +37,7 @@ def best_partition(candidates: int, parts: int, cost: CostOf, crossing_bytes: Se
     if lowest == math.inf:
         return None
     # Second pass: among all partitions that stay at or below that maximum, the fewest bytes. One pass over
-    # (maximum, bytes) pairs would be wrong: a prefix with a larger maximum may be free if a later part is larger.
+    # (maximum, bytes) pairs would be wrong: a larger maximum below costs nothing if a part above is larger.
     weight = [0.0, *crossing_bytes, 0.0]
     least = [0.0] + [math.inf] * end
     came_from: list[list[int]] = []

@@ -16,7 +16,9 @@ from localize.spec import CutPoint
 _SHOWN = 6  # valid names in an error message
 
 
-def find_cuts(traced: TracedModel, profiles: dict[bool, Profile], thin: bool = True) -> dict[bool, list[CutPoint]]:
+def find_cuts(
+    traced: TracedModel, profiles: dict[bool, Profile], thin: bool = True
+) -> dict[bool, list[CutPoint]]:
     """The cut points of both modes' graphs, lowest first and the same names in both.
 
     Guards of the capture are moved within the graphs to where their numbers are known; nothing else changes.
@@ -42,7 +44,9 @@ def choose_cuts(names: Sequence[str], cut_points: Sequence[CutPoint]) -> list[in
     Raises:
         CutError: names that are no cut points, or two names of one place; all of them at once.
     """
-    index = {name: i for i, point in reversed(list(enumerate(cut_points))) for name in (point.name, *point.aliases)}
+    index = {
+        name: i for i, point in reversed(list(enumerate(cut_points))) for name in (point.name, *point.aliases)
+    }
     problems: list[str] = []
     chosen: dict[int, str] = {}
     for name in names:
@@ -51,7 +55,9 @@ def choose_cuts(names: Sequence[str], cut_points: Sequence[CutPoint]) -> list[in
             problems.append(f"the model cannot be cut after {name!r}.{did_you_mean(name, index)}")
         elif place in chosen:
             other = chosen[place]
-            problems.append(f"{name!r} is given twice." if other == name else f"{other!r} and {name!r} are one place.")
+            problems.append(
+                f"{name!r} is given twice." if other == name else f"{other!r} and {name!r} are one place."
+            )
         else:
             chosen[place] = name
     if problems:
@@ -59,11 +65,13 @@ def choose_cuts(names: Sequence[str], cut_points: Sequence[CutPoint]) -> list[in
     return sorted(chosen)
 
 
-def classifier_cut(traced: TracedModel, cut_points: Sequence[CutPoint], training: bool = True) -> CutPoint | None:
+def classifier_cut(
+    traced: TracedModel, cut_points: Sequence[CutPoint], training: bool = True
+) -> CutPoint | None:
     """The place below the model's own classifier, or None where there is no such place.
 
-    The classifier is the outermost module that ends the graph (layers without parameters may follow), reads one
-    tensor, and has no more than half of the layers with parameters; failing that, the last such layer.
+    The classifier is the outermost module that ends the graph (layers without parameters may follow), reads
+    one tensor, and has no more than half of the layers with parameters; failing that, the last such layer.
     """
     nodes = list(traced.graph(training).nodes)
     names = parameter_names(traced)
@@ -79,12 +87,14 @@ def classifier_cut(traced: TracedModel, cut_points: Sequence[CutPoint], training
 
 
 def _suffix_starts(traced: TracedModel, nodes: Sequence[fx.Node], readers: Sequence[int]) -> list[int]:
-    """Where the modules around the last layer with parameters begin, outermost first, if they end the graph."""
+    """Where the modules around the last layer with parameters begin, outermost first, if they end it all."""
     path = module_path(traced, nodes[readers[-1]])
     starts = []
     for depth in range(1, path.count(".") + 2 if path else 1):
         module = ".".join(path.split(".")[:depth])
-        inside = [i for i, n in enumerate(nodes) if _any_work([n]) and _is_below(module_path(traced, n), module)]
+        inside = [
+            i for i, n in enumerate(nodes) if _any_work([n]) and _is_below(module_path(traced, n), module)
+        ]
         theirs = [i for i in readers if i >= inside[0]]
         if set(theirs) <= set(inside) and len(theirs) * 2 <= len(readers):
             starts.append(inside[0])
@@ -96,7 +106,7 @@ def _any_work(nodes: Sequence[fx.Node]) -> bool:
 
 
 def module_path(traced: TracedModel, node: fx.Node) -> str:
-    """The module that a node belongs to: itself for a leaf module of the model, else the one it was recorded in."""
+    """The module that a node belongs to: the leaf module it calls, else the one it was recorded in."""
     if node.op == "call_module" and str(node.target) not in traced.extras:
         return str(node.target)
     return str(node.meta.get("scope", ""))

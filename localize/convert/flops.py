@@ -26,7 +26,7 @@ class FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.flops = 0
         self.workspaces: dict[int, int] = {}  # storage address -> bytes a fake kernel did not report
 
@@ -73,7 +73,7 @@ def _attention(tokens: int, keys: int, width: int) -> int:
 
 
 def _fused_attention(query: Tensor, key: Tensor, *args: Any, **_: Any) -> int:
-    """``nn.MultiheadAttention``'s fused inference kernel: projections (N·T·4D² multiply-adds) and attention."""
+    """``nn.MultiheadAttention``'s fused inference kernel: projections, N·T·4D² multiply-adds, and attention."""
     n, t, d = query.shape
     s = key.shape[1]
     return 2 * (2 * n * t * d * d + 2 * n * s * d * d) + _attention(n * t, s, d)
@@ -82,7 +82,9 @@ def _fused_attention(query: Tensor, key: Tensor, *args: Any, **_: Any) -> int:
 def _fused_encoder_layer(src: Tensor, embed_dim: int, num_heads: int, *weights: Any, **_: Any) -> int:
     """``nn.TransformerEncoderLayer``'s fused inference kernel: its four weight matrices and the attention."""
     n, t, d = src.shape
-    matrices = [w for w in weights if isinstance(w, Tensor) and w.dim() == 2 and d in w.shape and w.numel() >= d * d]
+    matrices = [
+        w for w in weights if isinstance(w, Tensor) and w.dim() == 2 and d in w.shape and w.numel() >= d * d
+    ]
     return _matrix_flops(n * t, matrices) + _attention(n * t, t, d)
 
 

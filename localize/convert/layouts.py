@@ -69,7 +69,7 @@ def layout_of(
 
 
 def _votes(traced: TracedModel, node: fx.Node, shapes: Mapping[str, tuple[int, ...]]) -> list[Layout]:
-    """The layouts that the nearest opinionated neighbours imply, nearest first: breadth-first over the graph."""
+    """The layouts that the nearest opinionated neighbours imply, found breadth-first over the graph."""
     shape = shapes[node.name]
     votes: list[Layout] = []
     frontier, seen = [node], {node}
@@ -84,7 +84,11 @@ def _votes(traced: TracedModel, node: fx.Node, shapes: Mapping[str, tuple[int, .
                     continue
                 seen.add(neighbour)
                 # An opinion of the layer above is about its input, one of the layer below about its output.
-                opinion = _opinion(traced, neighbour, shape) if above or _same_rank(shapes, neighbour, shape) else None
+                opinion = (
+                    _opinion(traced, neighbour, shape)
+                    if above or _same_rank(shapes, neighbour, shape)
+                    else None
+                )
                 if opinion is not None:
                     votes.append(opinion)
                 elif shapes.get(neighbour.name) == shape:
@@ -111,7 +115,9 @@ def _opinion(traced: TracedModel, node: fx.Node, shape: tuple[int, ...]) -> Layo
     if node.op == "call_module":
         return _module_opinion(traced.resolve(str(node.target)), shape)
     name = _call_name(node)
-    if name.startswith(_CHANNELS_FIRST_CALLS) or name.removeprefix("adaptive_").startswith(_CHANNELS_FIRST_CALLS):
+    if name.startswith(_CHANNELS_FIRST_CALLS) or name.removeprefix("adaptive_").startswith(
+        _CHANNELS_FIRST_CALLS
+    ):
         return "map"
     if name in _ATTENTION_CALLS and len(shape) > 3:
         return "other"
@@ -124,7 +130,9 @@ def _module_opinion(module: nn.Module, shape: tuple[int, ...]) -> Layout | None:
     if isinstance(module, _CHANNELS_FIRST):
         return "map"
     if isinstance(module, nn.LayerNorm):
-        return _by_axis(int(module.normalized_shape[-1]), shape) if len(module.normalized_shape) == 1 else None
+        return (
+            _by_axis(int(module.normalized_shape[-1]), shape) if len(module.normalized_shape) == 1 else None
+        )
     if isinstance(module, nn.Linear):
         return "map_last" if shape[-1] in (module.in_features, module.out_features) else None
     return None

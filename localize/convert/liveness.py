@@ -19,7 +19,9 @@ from torch import fx
 
 from localize.convert.traced import Profile
 
-_GATE_RATIO = 64  # the skip around a strided bottleneck is 16 times its inside; a gate's map is 1000 times the gate
+_GATE_RATIO = (
+    64  # the skip around a strided bottleneck is 16 times its inside; a gate's map is 1000 times the gate
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ def is_work(node: fx.Node, profile: Profile) -> bool:
 
 
 def is_number(node: fx.Node, profile: Profile) -> bool:
-    """Whether a node's value is a size or the like, cheap to work out a second time from its arguments."""
-    return node.op in ("call_function", "call_method") and not profile.nodes[node.name].specs
+    """Whether a node's value is a size, a flag or the like, which a part may work out a second time."""
+    if profile.nodes[node.name].specs or not node.op.startswith("call_"):
+        return False
+    return node.op != "call_module" or not node.all_input_nodes  # a module without inputs tells a flag
 
 
 def is_check(node: fx.Node, profile: Profile) -> bool:
@@ -98,7 +102,7 @@ def last_uses(nodes: list[fx.Node], profile: Profile) -> dict[fx.Node, int]:
 
 
 def _live_values(nodes: list[fx.Node], profile: Profile) -> Iterator[tuple[int, list[fx.Node]]]:
-    """(position, values that cross) of every gap right after a node that works on tensors; oldest value first."""
+    """(position, values that cross, oldest first) of every gap right after a node that works on tensors."""
     last = last_uses(nodes, profile)
     live: dict[fx.Node, None] = {}
     ending: dict[int, list[fx.Node]] = {}
@@ -159,7 +163,9 @@ def _primary(
     """
     spec = {n: profile.nodes[n.name].specs[0] for n in live}
     fitting = [
-        n for n in live if depends_on[n.name] and spec[n].dtype.is_floating_point and spec[n].batch_axis is not None
+        n
+        for n in live
+        if depends_on[n.name] and spec[n].dtype.is_floating_point and spec[n].batch_axis is not None
     ]
     if not fitting:
         return None

@@ -10,7 +10,7 @@ from itertools import pairwise
 from localize.convert.balance import best_partition, fewest_parts, lowest_maximum, most_parts
 from localize.convert.liveness import dependencies
 from localize.convert.traced import Profile, TracedModel
-from localize.errors import CutError
+from localize.errors import CutError, problem_list
 from localize.spec import Cost, CutPoint
 
 HeadCost = Callable[[CutPoint | None], Cost]
@@ -27,7 +27,7 @@ def plan_cuts(
     optimizer_states: int = 2,
     training: bool = True,
 ) -> tuple[list[int], list[Cost], list[Cost]]:
-    """The best cuts: indices into ``cut_points``, and the costs of the parts and of their heads, bottom first.
+    """The best cuts (indices into ``cut_points``) and the costs of the parts and of their heads, bottom first.
 
     Raises:
         CutError: the model cannot be cut into so many parts.
@@ -80,9 +80,9 @@ def parts_for_budget(
         lowest = lowest_maximum(len(cut_points), table.cost)
         least = fewest_parts(len(cut_points), table.cost, lowest)
         raise CutError(
-            f"No number of parts fits memory_budget_bytes={budget_bytes:,.0f}: the largest part needs at least "
-            f"{lowest:,.0f} bytes (with parts={least}). Raise the budget, lower the batch size, or use a method "
-            "with smaller heads."
+            f"No number of parts fits memory_budget_bytes={budget_bytes:,.0f}: the largest part needs at "
+            f"least {lowest:,.0f} bytes (with parts={least}). Raise the budget, lower the batch size, or use "
+            "a method with smaller heads."
         )
     return parts
 
@@ -91,8 +91,8 @@ def parts_for_budget(
 class PartTable:
     """The balanced quantity of every possible part, without adding it up anew for each.
 
-    Between two neighbouring candidates lies a *segment*. A part's cost is the sum over its segments, less what
-    two of them share (a tied parameter, a storage saved twice), plus its head.
+    Between two neighbouring candidates lies a *segment*. A part's cost is the sum over its segments, less
+    what two of them share (a tied parameter, a storage saved twice), plus its head.
     """
 
     traced: TracedModel
@@ -164,9 +164,74 @@ class PartTable:
         if not readers:
             return
         trainable = depends_on[nodes[readers[-1]].name]
-        below = [sum(1 << k for k, i in enumerate(readers) if i < point.position) for point in self.cut_points]
+        below = [
+            sum(1 << k for k, i in enumerate(readers) if i < point.position) for point in self.cut_points
+        ]
         for b, point in enumerate(self.cut_points, 1):
             missed = below[b - 1] & trainable & ~depends_on[point.primary]
             for a in range(b):
                 if missed & ~(below[a - 1] if a else 0):
                     self._rows[a][b] = math.inf
+
+
+@dataclass(frozen=True)
+class TiedParameter:
+    """A parameter that several nodes read, and where in the graph: at ``first``, …, ``last``."""
+
+    name: str
+    first: int
+    last: int
+
+    def is_cut_by(self, point: CutPoint) -> bool:
+        return self.first < point.position <= self.last
+
+
+def tied_parameters(traced: TracedModel, profile: Profile, training: bool = True) -> list[TiedParameter]:
+    """All parameters that more than one node reads."""
+    spans: dict[str, list[int]] = {}
+    for i, node in enumerate(traced.graph(training).nodes):
+        for name, _ in profile.nodes[node.name].params:
+            spans.setdefault(name, []).append(i)
+    return [TiedParameter(name, found[0], found[-1]) for name, found in spans.items() if len(found) > 1]
+
+
+def respect_ties(
+    traced: TracedModel,
+    profiles: dict[bool, Profile],
+    cuts: dict[bool, list[CutPoint]],
+    parts: int | None = None,
+) -> dict[bool, list[CutPoint]]:
+    """The cut points, of both modes, that keep all readers of every tied parameter in one part.
+
+    Raises:
+        CutError: so few remain that ``parts`` parts are impossible; the message names the parameters.
+    """
+    ties = {mode: tied_parameters(traced, profiles[mode], mode) for mode in cuts}
+    broken = {p.name: tie.name for mode in cuts for p in cuts[mode] for tie in ties[mode] if tie.is_cut_by(p)}
+    kept = {mode: [p for p in cuts[mode] if p.name not in broken] for mode in cuts}
+    if parts is not None and len(kept[True]) + 1 < parts <= len(cuts[True]) + 1:
+        listed = ", ".join(sorted(set(broken.values())))
+        raise CutError(
+            f"{parts} parts are impossible while all readers of a shared parameter stay in one part: "
+            f"{len(kept[True])} of {len(cuts[True])} cut points remain (shared: {listed}). Use "
+            f"parts={len(kept[True]) + 1} or fewer, or tied='untie' to give each part a copy of its own."
+        )
+    return kept
+
+
+def check_ties(
+    traced: TracedModel, profile: Profile, chosen: Sequence[CutPoint], training: bool = True
+) -> None:
+    """Raises ``CutError`` where cuts that a person chose part the readers of a tied parameter; lists all."""
+    ties = tied_parameters(traced, profile, training)
+    problems = [
+        f"the cut after {point.name!r} would part the readers of {tie.name!r}."
+        for point in chosen
+        for tie in ties
+        if tie.is_cut_by(point)
+    ]
+    if problems:
+        raise CutError(
+            f"{problem_list('Shared parameters', problems)}\nMove the cut, or use tied='untie' to give each "
+            "part a copy of its own."
+        )

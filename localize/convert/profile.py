@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from localize.convert.flops import FlopCounter
 from localize.convert.layouts import layout_of
+from localize.convert.restore import preserved
 from localize.convert.traced import NodeProfile, Profile, TracedModel, tensors_in
-from localize.convert.untouched import untouched
 from localize.errors import TraceError
 from localize.spec import TensorSpec
 
@@ -179,12 +179,13 @@ def _profile_run(traced: TracedModel, training: bool) -> tuple[_CostRun, dict[st
         raise TraceError(f"The captured graph fails on the example it was captured with: {error}") from error
 
 
-def _runs(traced: TracedModel, training: bool, fake: FakeTensorMode | None) -> tuple[_CostRun, dict[str, Shapes]]:
-    modules = [traced.root, *(m for m in traced.extras.values() if isinstance(m, nn.Module))]
-    resident = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+def _runs(
+    traced: TracedModel, training: bool, fake: FakeTensorMode | None
+) -> tuple[_CostRun, dict[str, Shapes]]:
+    resident = [t for m in _modules(traced) for t in (*m.parameters(), *m.buffers())]
     resident += [t for t in traced.extras.values() if isinstance(t, Tensor)]
     mode: AbstractContextManager[Any] = fake or nullcontext()
-    with untouched(modules, training, contents=fake is None), torch.enable_grad():
+    with in_mode(traced, training), torch.enable_grad():
         if fake is not None:
             # The operators would convert each of these once anyway; what is saved has the copy's storage.
             resident += [fake.from_tensor(t) for t in resident]
@@ -196,7 +197,24 @@ def _runs(traced: TracedModel, training: bool, fake: FakeTensorMode | None) -> t
             return costs, _shapes_at_another_batch(traced, training, leaves)
 
 
-def _shapes_at_another_batch(traced: TracedModel, training: bool, leaves: Sequence[Tensor]) -> dict[str, Shapes]:
+@contextmanager
+def in_mode(traced: TracedModel, training: bool) -> Iterator[None]:
+    """Puts the model in one mode for a while; whatever runs in between leaves no trace in it."""
+    with ExitStack() as stack:
+        for module in _modules(traced):
+            stack.enter_context(preserved(module))
+        for module in _modules(traced):
+            module.train(training)
+        yield
+
+
+def _modules(traced: TracedModel) -> list[nn.Module]:
+    return [traced.root, *(m for m in traced.extras.values() if isinstance(m, nn.Module))]
+
+
+def _shapes_at_another_batch(
+    traced: TracedModel, training: bool, leaves: Sequence[Tensor]
+) -> dict[str, Shapes]:
     batch = leaves[0].shape[0] if leaves[0].dim() else 0
     if batch == 0:
         return {}
@@ -247,9 +265,8 @@ class _TimedRun(_Run):
 
 def _measure(traced: TracedModel, training: bool) -> dict[str, float]:
     """Median milliseconds of every node over several real runs, after one to warm up."""
-    modules = [traced.root, *(m for m in traced.extras.values() if isinstance(m, nn.Module))]
     runs: list[dict[str, float]] = []
-    with untouched(modules, training, contents=True), torch.no_grad():
+    with in_mode(traced, training), torch.no_grad():
         for _ in range(TIMED_RUNS + 1):
             run = _TimedRun(traced, training)
             run.run(*traced.example)
