@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from localize.convert.flops import FlopCounter
 from localize.convert.layouts import layout_of
-from localize.convert.restore import preserved
 from localize.convert.traced import NodeProfile, Profile, TracedModel, tensors_in
+from localize.convert.untouched import untouched
 from localize.errors import TraceError
 from localize.spec import TensorSpec
 
@@ -185,7 +185,7 @@ def _runs(
     resident = [t for m in _modules(traced) for t in (*m.parameters(), *m.buffers())]
     resident += [t for t in traced.extras.values() if isinstance(t, Tensor)]
     mode: AbstractContextManager[Any] = fake or nullcontext()
-    with in_mode(traced, training), torch.enable_grad():
+    with untouched(_modules(traced), training, contents=fake is None), torch.enable_grad():
         if fake is not None:
             # The operators would convert each of these once anyway; what is saved has the copy's storage.
             resident += [fake.from_tensor(t) for t in resident]
@@ -195,17 +195,6 @@ def _runs(
             costs.run(*leaves)
         with mode, torch.no_grad():
             return costs, _shapes_at_another_batch(traced, training, leaves)
-
-
-@contextmanager
-def in_mode(traced: TracedModel, training: bool) -> Iterator[None]:
-    """Puts the model in one mode for a while; whatever runs in between leaves no trace in it."""
-    with ExitStack() as stack:
-        for module in _modules(traced):
-            stack.enter_context(preserved(module))
-        for module in _modules(traced):
-            module.train(training)
-        yield
 
 
 def _modules(traced: TracedModel) -> list[nn.Module]:
@@ -266,7 +255,7 @@ class _TimedRun(_Run):
 def _measure(traced: TracedModel, training: bool) -> dict[str, float]:
     """Median milliseconds of every node over several real runs, after one to warm up."""
     runs: list[dict[str, float]] = []
-    with in_mode(traced, training), torch.no_grad():
+    with untouched(_modules(traced), training), torch.no_grad():
         for _ in range(TIMED_RUNS + 1):
             run = _TimedRun(traced, training)
             run.run(*traced.example)
