@@ -48,7 +48,8 @@ def from_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     """``torchvision:resnet18?num_classes=10``; weights are random unless ``?weights=DEFAULT``."""
     models = importlib.import_module(f"{_library('torchvision').__name__}.models")
     return _construct(
-        f"torchvision:{name}", lambda: models.get_model(name, **({"weights": None} | options)),
+        f"torchvision:{name}",
+        lambda: models.get_model(name, **({"weights": None} | options)),
         models.list_models(),
     )
 
@@ -83,10 +84,12 @@ def _auto_class(auto: Any, model_type: str, wanted: str | None) -> str:
     heads = {
         "causal_lm": ("AutoModelForCausalLM", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         "sequence_classification": (
-            "AutoModelForSequenceClassification", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+            "AutoModelForSequenceClassification",
+            auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         ),
         "image_classification": (
-            "AutoModelForImageClassification", auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+            "AutoModelForImageClassification",
+            auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         ),
         "masked_lm": ("AutoModelForMaskedLM", auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
         "model": ("AutoModel", {}),

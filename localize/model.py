@@ -72,6 +72,7 @@ class LocalModel(nn.Module):
         self.parts = nn.ModuleList(parts)
         self.grafts = nn.ModuleDict({str(i): head for i, head in enumerate(heads, 1) if head is not None})
         self.method, self.task, self.plan, self.signature = method, task, plan, signature
+        self.appended: list[nn.Module] = []  # modules of append_part, which to_standard() does not have
         self.source: str | None = None  # the MODEL spec it came from, for `load` without a model
         self.train(model.training)
 

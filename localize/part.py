@@ -60,6 +60,7 @@ class Route:
     whole: Program
     hidden: Program | None = None
     classifier: Program | None = None
+    hidden_name: str = ""  # of the representation that ``hidden`` makes
 
 
 class Part(nn.Module):

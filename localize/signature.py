@@ -117,3 +117,8 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, tuple):
         return example, {}
     return (example,), {}
+
+
+def leaves_of(value: Any) -> list[Any]:
+    """The leaves of nested tuples, lists, dicts and registered containers, in order."""
+    return pytree.tree_leaves(value)

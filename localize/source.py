@@ -234,8 +234,7 @@ def _required_arguments(value: Callable[..., Any]) -> list[str]:
     except (TypeError, ValueError):
         return []
     return [
-        p.name for p in parameters
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -142,6 +142,8 @@ class Plan:
     cuts: tuple[str, ...]
     boundaries: tuple[Boundary, ...]
     parts: tuple[PartCost, ...]
+    inputs: tuple[TensorSpec, ...] = ()
+    representation: TensorSpec | None = None  # below the model's own classifier, where it is told from the rest
     notes: tuple[str, ...] = ()
 
     @property
@@ -155,9 +157,7 @@ class Plan:
         """Plain data for JSON: what ``plan.json`` and ``--json`` show."""
         result = asdict(self)
         result["imbalance"] = self.imbalance
-        for boundary in result["boundaries"]:
-            boundary["spec"]["dtype"] = str(boundary["spec"]["dtype"]).removeprefix("torch.")
-        return result
+        return cast(dict[str, Any], _plain(result))
 
     def __str__(self) -> str:
         head = f"{'part':>4}  {'from':<28} {'to':<28} {'MFLOPs':>10} {'params MB':>10} {'saved MB':>9} {'head MB':>8}"
@@ -169,6 +169,15 @@ class Plan:
                 f"{p.part.param_bytes / 1e6:>10.3f} {p.total.saved_bytes / 1e6:>9.3f} {p.head.param_bytes / 1e6:>8.3f}"
             )
         return "\n".join(rows + [f"note: {n}" for n in self.notes])
+
+
+def _plain(value: Any) -> Any:
+    """The value with dtypes as names, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 @dataclass(frozen=True)

@@ -56,30 +56,22 @@ class Task:
         """
         return find_logits(output)
 
-    def check(self, logits: Tensor, target: Tensor) -> None:
-        """Raises ``TaskError`` when a target does not fit the logits (shape, dtype, class out of range)."""
-        if not self.has_classes:
-            if logits.shape != target.shape:
-                raise TaskError(
-                    f"regression: output {tuple(logits.shape)} and target {tuple(target.shape)} differ in shape; "
-                    "reshape the target."
-                )
+    def check_target(self, target: Any) -> None:
+        """Raises ``TaskError`` for a target that no loss of this task can use: its dtype, or a class out of range."""
+        if self.loss_fn is not None or not self.has_classes:
             return
-        axis = self.class_axis(logits)
-        expected = tuple(s for i, s in enumerate(logits.shape) if i != axis)
-        if tuple(target.shape) != expected or target.is_floating_point():
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
+            found = f"{target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+            raise TaskError(f"{self.kind}: targets must be class indices (an int64 tensor), got {found}.")
+        if self.num_classes is None or not target.is_cpu or not target.numel():
+            return  # on a GPU the check would wait for the device
+        counted = target[target != IGNORE_INDEX]
+        low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
+        if low < 0 or high >= self.num_classes:
             raise TaskError(
-                f"{self.kind}: targets must be class indices of shape {expected} (int64) for logits "
-                f"{tuple(logits.shape)}, got {tuple(target.shape)} {target.dtype}."
+                f"{self.kind}: targets go from {low} to {high}, but the model has {self.num_classes} classes "
+                f"(valid: 0 to {self.num_classes - 1}, and {IGNORE_INDEX} to ignore)."
             )
-        classes = logits.shape[axis]
-        if target.is_cpu and target.numel():  # on a GPU the check would wait for the device
-            valid = target[target != IGNORE_INDEX]
-            if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= classes):
-                raise TaskError(
-                    f"{self.kind}: targets go from {int(valid.min())} to {int(valid.max())}, but the model has "
-                    f"{classes} classes (valid: 0 to {classes - 1}, {IGNORE_INDEX} to ignore)."
-                )
 
     def class_axis(self, logits: Tensor) -> int:
         """Axis of the classes: the last for ``causal_lm``, else 1."""
@@ -140,8 +132,8 @@ def find_logits(output: Any) -> Tensor:
             if isinstance(value, Tensor) and value.is_floating_point():
                 return value
     raise TaskError(
-        f"The model's output ({type(output).__name__}) holds no tensor of logits; return a tensor, a dict with "
-        "'logits' or 'out', or a tuple whose first entry is the prediction."
+        f"The model's output ({type(output).__name__}) holds no tensor of logits; return a tensor, a dict "
+        "with 'logits' or 'out', or a tuple whose first entry is the prediction."
     )
 
 
@@ -155,7 +147,8 @@ def infer_task(output: Any, loss_fn: Callable[[Tensor, Tensor], Tensor] | None =
     logits = find_logits(output)
     if not torch.is_floating_point(logits):
         raise TaskError(
-            f"The model's output is {logits.dtype}; training needs floating-point logits. Pass `task=` and `loss=`."
+            f"The model's output is {logits.dtype}; training needs floating-point logits. "
+            "Pass `task=` and `loss=`."
         )
     match logits.dim():
         case 1:

@@ -20,18 +20,18 @@ class Recipe:
 
     tokens: Sequence[str]  # MODEL, and the flags that the command left to the method
     method: str
-    parts: str
-    balance: str
+    options: Sequence[str] = ()
+    parts: str = "2"
+    memory_budget: str | None = None
+    balance: str = "flops"
     cuts: str | None = None
+    tied: str = "colocate"
     task: str | None = None
     input_shape: str | None = None
     data: str | None = None
     data_dir: Path = Path("data")
     download: bool = False
-    options: Sequence[str] = ()
     seed: int = 0
-    memory_budget: str | None = None
-    tied: str = "colocate"
     verify: bool = True
 
 

@@ -48,13 +48,28 @@ def convert(
     if output is not None:
         writable_folder(output, force)
     recipe = Recipe(
-        [model, *context.args], method, parts, balance, cuts, task, input_shape, data, data_dir, download,
-        option or (), seed, memory_budget, tied, verify,
+        tokens=[model, *context.args],
+        method=method,
+        options=option or (),
+        parts=parts,
+        memory_budget=memory_budget,
+        balance=balance,
+        cuts=cuts,
+        tied=tied,
+        task=task,
+        input_shape=input_shape,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        seed=seed,
+        verify=verify,
     )
     local, name = build(recipe)
     folder = output or default_folder(name, local)
     replaces = writable_folder(folder, force)
     save_into(local, folder)
     out.text(str(local.plan))
-    out.note(f"{'Replaced' if replaces else 'Wrote'} {folder}/; train it: localize train {folder} --data DATA")
+    out.note(
+        f"{'Replaced' if replaces else 'Wrote'} {folder}/; train it: localize train {folder} --data DATA"
+    )
     out.result({"folder": folder, "plan": local.plan.to_dict(), "exits": local.exits}, brief=str(folder))

@@ -23,38 +23,52 @@ Method = Annotated[
     str, typer.Option("--method", "-m", help="The local-learning rule; `localize methods` lists them.")
 ]
 Parts = Annotated[
-    str, typer.Option("--parts", "-k", metavar="N", help="How many parts, or auto: as few as --memory-budget allows.")
+    str,
+    typer.Option(
+        "--parts", "-k", metavar="N", help="How many parts, or auto: as few as --memory-budget allows."
+    ),
 ]
 MemoryBudget = Annotated[
-    str | None, typer.Option(help="For --parts auto: what one part may take, as 8GB or 500MB.", metavar="SIZE")
+    str | None,
+    typer.Option(help="For --parts auto: what one part may take, as 8GB or 500MB.", metavar="SIZE"),
 ]
 Balance = Annotated[
     str, typer.Option(help="What to balance: flops, memory, activations, params or time.", metavar="COST")
 ]
 Cuts = Annotated[
-    str | None, typer.Option(help="Where to cut instead: names after which to cut, with commas.", metavar="NAMES")
+    str | None,
+    typer.Option(help="Where to cut instead: names after which to cut, with commas.", metavar="NAMES"),
 ]
 Task = Annotated[
     str | None,
-    typer.Option(help="classification, causal_lm, segmentation or regression; inferred from the output if left out."),
+    typer.Option(
+        help="classification, causal_lm, segmentation or regression; inferred from the output if left out."
+    ),
 ]
 MethodOptions = Annotated[
     list[str] | None,
-    typer.Option("--option", "-O", help="An option of the method, also as a flag of its own.", metavar="NAME=VALUE"),
+    typer.Option(
+        "--option", "-O", help="An option of the method, also as a flag of its own.", metavar="NAME=VALUE"
+    ),
 ]
 InputShape = Annotated[
     str | None,
-    typer.Option(help="Shape of one input without the batch: 1x8x8, or 64:int64 for token ids.", metavar="SHAPE"),
+    typer.Option(
+        help="Shape of one input without the batch: 1x8x8, or 64:int64 for token ids.", metavar="SHAPE"
+    ),
 ]
 DataSpec = Annotated[
     str,
     typer.Option(
-        "--data", "-d", metavar="DATA",
+        "--data",
+        "-d",
+        metavar="DATA",
         help="digits, mnist, fashion-mnist, cifar10, imagefolder:DIR, csv:FILE, text:FILE or file.py:name.",
     ),
 ]
 ExampleData = Annotated[
-    str | None, typer.Option("--data", "-d", metavar="DATA", help="Take the example inputs from this data set.")
+    str | None,
+    typer.Option("--data", "-d", metavar="DATA", help="Take the example inputs from this data set."),
 ]
 DataDir = Annotated[Path, typer.Option(help="Where mnist, fashion-mnist and cifar10 lie.", metavar="DIR")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a missing data set.")]

@@ -14,7 +14,9 @@ from localize.heads.registry import get_method, list_methods, method_class
 from localize.source import import_file
 
 
-def choose_method(name: str, tokens: Sequence[str] = (), options: Iterable[str] = ()) -> tuple[Method, list[str]]:
+def choose_method(
+    name: str, tokens: Sequence[str] = (), options: Iterable[str] = ()
+) -> tuple[Method, list[str]]:
     """The method ``name`` with its options, and the arguments that are no options.
 
     Args:
@@ -40,7 +42,7 @@ def choose_method(name: str, tokens: Sequence[str] = (), options: Iterable[str] 
 
 def find_method(name: str) -> type[Method]:
     """The class of a registered method, or of one that ``file.py:name`` registers."""
-    file, colon, rest = name.rpartition(":")
+    file, _, rest = name.rpartition(":")
     if name.endswith(".py"):
         file, rest = name, ""
     if not file.endswith(".py"):
@@ -68,8 +70,11 @@ def option_rows(cls: type[Method]) -> list[tuple[str, str, Any]]:
     """Flag, type and default of every option."""
     kinds = option_types(cls)
     return [
-        (f"--{f.name.replace('_', '-')}", type_name(kinds[f.name]),
-         f.default if f.default is not MISSING else "required")
+        (
+            f"--{f.name.replace('_', '-')}",
+            type_name(kinds[f.name]),
+            f.default if f.default is not MISSING else "required",
+        )
         for f in fields(cls)
     ]
 

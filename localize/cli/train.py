@@ -67,7 +67,9 @@ def train(
     """
     out = Output.of(as_json, quiet)
     if resume and checkpoint_dir is None:
-        raise ConfigError("--resume needs --checkpoint-dir, the folder that holds the checkpoint to go on from.")
+        raise ConfigError(
+            "--resume needs --checkpoint-dir, the folder that holds the checkpoint to go on from."
+        )
     if epochs < 1:
         raise ConfigError(f"--epochs is {epochs}; it must be at least 1.")
     settings: dict[str, Any] = {
@@ -87,8 +89,18 @@ def train(
         writable_folder(output, force)
     chosen = load_data(data, data_dir, download)
     recipe = Recipe(
-        [model, *context.args], method, parts, balance, cuts, task, None, data, data_dir, download,
-        option or (), seed, memory_budget,
+        tokens=[model, *context.args],
+        method=method,
+        options=option or (),
+        parts=parts,
+        memory_budget=memory_budget,
+        balance=balance,
+        cuts=cuts,
+        task=task,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        seed=seed,
     )
     local, folder = _open(recipe, _given(context, _CONVERSION_FLAGS))
     folder = output or folder
@@ -103,7 +115,9 @@ _CONVERSION_FLAGS = ("method", "parts", "balance", "cuts", "task", "option", "me
 def _given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
     """Those of the flags that stand on the command line."""
     sources = ((name, context.get_parameter_source(name)) for name in names)
-    return [f"--{name.replace('_', '-')}" for name, source in sources if source and source.name == "COMMANDLINE"]
+    return [
+        f"--{name.replace('_', '-')}" for name, source in sources if source and source.name == "COMMANDLINE"
+    ]
 
 
 def _open(recipe: Recipe, given: list[str]) -> tuple[LocalModel, Path]:
@@ -123,7 +137,13 @@ def _open(recipe: Recipe, given: list[str]) -> tuple[LocalModel, Path]:
 
 
 def _run(
-    out: Output, trainer: Trainer, local: LocalModel, loaders: Loaders, epochs: int, resume: bool, folder: Path
+    out: Output,
+    trainer: Trainer,
+    local: LocalModel,
+    loaders: Loaders,
+    epochs: int,
+    resume: bool,
+    folder: Path,
 ) -> None:
     train_loader, val_loader = loaders
     out.text(str(local.plan))

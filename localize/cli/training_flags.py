@@ -26,4 +26,6 @@ CheckpointDir = Annotated[
     Path | None, typer.Option(help="Where to write a checkpoint every epoch.", metavar="DIR")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir.")]
-LogDir = Annotated[Path | None, typer.Option(help="Where to write the history as CSV and JSONL.", metavar="DIR")]
+LogDir = Annotated[
+    Path | None, typer.Option(help="Where to write the history as CSV and JSONL.", metavar="DIR")
+]

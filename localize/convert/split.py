@@ -86,7 +86,7 @@ def _last_route(slicer: Slicer, number: int, start: int, cuts: Cuts) -> Route:
     if needed is None:  # the logits need more than the representation
         return Route(takes, (), (), None, whole)
     classifier, _ = slicer.program(number, needed, [slicer.leaves[cuts.logits]], (below.primary,), then=_only)
-    return Route(takes, (), (), None, whole, hidden, classifier)
+    return Route(takes, (), (), None, whole, hidden, classifier, below.primary)
 
 
 def _only(leaves: Sequence[Any]) -> Any:

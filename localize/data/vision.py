@@ -81,12 +81,14 @@ def imagefolder(folder: Path, size: int = 224) -> Data:
     Images are resized and cropped to ``size``, and standardised as for ImageNet models.
     """
     transforms = _torchvision("transforms")
-    transform = transforms.Compose([
-        transforms.Resize(size),
-        transforms.CenterCrop(size),
-        transforms.ToTensor(),
-        transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD),
-    ])
+    transform = transforms.Compose(
+        [
+            transforms.Resize(size),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD),
+        ]
+    )
     if not folder.is_dir():
         raise ConfigError(f"imagefolder: no folder {str(folder)!r}.")
     val = next((folder / n for n in _VALIDATION_NAMES if (folder / n).is_dir()), None)

@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import cast
+
+import torch
 
 from localize.errors import LocalizeError
 from localize.heads.base import Target
-from localize.part import Stream
+from localize.model import LocalModel
+from localize.part import Part, Stream
 from localize.runtime.stage import (
     Action,
     Message,
@@ -28,6 +32,7 @@ from localize.runtime.stage import (
     Upward,
     stage_step,
 )
+from localize.spec import StepResult
 
 Scope = Callable[[Stage], AbstractContextManager[object] | None]
 
@@ -81,3 +86,16 @@ def run_batch(
         waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]
         raise LocalizeError(f"Parts {waiting} wait for messages that nobody sends; the method's routing is at fault.")
     return reports
+
+
+def stages_of(local: LocalModel) -> list[Stage]:
+    """The model's parts and heads as stages, on the device they are on."""
+    total = len(local.parts)
+    pairs = zip(local.parts, local.heads, strict=True)
+    return [Stage(cast(Part, part), head, local.method, local.task, n, total) for n, (part, head) in enumerate(pairs, 1)]
+
+
+def step_result(reports: Sequence[StageReport]) -> StepResult:
+    """What all stages reported, as one result; a part without a loss of its own counts 0."""
+    losses = tuple(torch.zeros(()) if report.loss is None else report.loss for report in reports)
+    return StepResult(losses, reports[-1].logits)

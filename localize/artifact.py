@@ -1,0 +1,273 @@
+"""The folder a converted model is kept in.
+
+    plan.json             the plan, readable; the cuts may be edited by hand
+    weights.safetensors   original parameter names, and ``heads.K.…``
+    part_K.py             generated, for reading
+
+Nothing in it is unpickled or executed: loading takes the model's code from where ``plan.json`` says it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from localize.errors import CheckpointError, problem_list
+from localize.heads.registry import get_method
+from localize.model import LocalModel
+from localize.part import Part
+from localize.signature import CallSignature
+from localize.source import load_source
+from localize.task import Task
+
+FORMAT = 1
+PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+
+
+# -------------------------------------------------------------------- names and weights
+
+
+def weights_of(local: LocalModel) -> dict[str, Tensor]:
+    """All tensors of a model by original name, those of heads as ``heads.K.…``. A tied tensor has one name."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in local.to_standard().state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    for number, module in enumerate(local.appended, 1):
+        for name, tensor in module.state_dict().items():
+            tensors[f"appended.{number}.{name}"] = tensor.detach()
+    for number, head in enumerate(local.heads, 1):
+        for name, tensor in head.state_dict().items() if head is not None else ():
+            tensors[f"heads.{number}.{name}"] = tensor.detach()
+    return tensors
+
+
+def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> None:
+    """Copies ``tensors`` into a model; the inverse of ``weights_of``.
+
+    Raises:
+        CheckpointError: names or shapes differ; everything that does not fit is listed at once.
+    """
+    own = weights_of(local)
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is not in the model" for name in tensors if name not in own]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    ]
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise CheckpointError(problem_list(f"The weights in {where} are of another model or plan", shown))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+# -------------------------------------------------------------------- writing
+
+
+def save(local: LocalModel, folder: Path) -> None:
+    """Writes the artefact; a folder that is there already is replaced only when the new one is complete.
+
+    Raises:
+        CheckpointError: ``folder`` exists and is not an artefact.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / PLAN).exists())):
+        raise CheckpointError(f"{folder} exists and is no artefact of localize; choose another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        fresh = Path(temporary) / folder.name
+        fresh.mkdir()
+        save_file({n: t.contiguous().cpu() for n, t in weights_of(local).items()}, fresh / WEIGHTS)
+        for number, part in enumerate(local.parts, 1):
+            source = cast(Part, part).source_code
+            (fresh / f"part_{number}.py").write_text(f'"""Part {number}, generated for reading."""\n{source}\n')
+        (fresh / PLAN).write_text(json.dumps(_plan_file(local, fresh), indent=2) + "\n")
+        _replace(fresh, folder)
+
+
+def _replace(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(fresh, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent)) / folder.name
+    os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _plan_file(local: LocalModel, folder: Path) -> dict[str, Any]:
+    task = local.task
+    return {
+        "format": FORMAT,
+        "source": local.source,
+        "model": fingerprint(local.to_standard()),
+        "method": {"name": local.method.name, "options": local.method.options()},
+        "task": {"kind": task.kind, "num_classes": task.num_classes, "custom_loss": task.loss_fn is not None},
+        "cuts": list(local.plan.cuts),
+        "appended": len(local.appended),
+        "inputs": describe_inputs(local),
+        "plan": local.plan.to_dict(),
+        "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+    }
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """What tells one model from another: its class and the names and shapes of its parameters."""
+    shapes = "\n".join(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())
+    return {
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sha256": hashlib.sha256(shapes.encode()).hexdigest(),
+    }
+
+
+# -------------------------------------------------------------------- the example, as data
+
+
+def describe_inputs(local: LocalModel) -> dict[str, Any]:
+    """Shapes and types of the example inputs and how they are passed: enough to capture the model again."""
+    signature = local.signature
+    return {
+        "structure": pytree.treespec_dumps(signature.spec),
+        "constants": {str(i): value for i, value in signature.constants.items()},
+        "tensors": [
+            {"name": name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
+            for name, spec in zip(signature.names, local.plan.inputs, strict=True)
+        ],
+    }
+
+
+def example_from(description: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of the described shapes, as keyword arguments: what ``describe_inputs`` came from, without the values."""
+    leaves: list[Any] = []
+    tensors = iter(description["tensors"])
+    spec = pytree.treespec_loads(description["structure"])
+    for position in range(spec.num_leaves):
+        if str(position) in description["constants"]:
+            leaves.append(description["constants"][str(position)])
+            continue
+        entry = next(tensors)
+        dtype = getattr(torch, entry["dtype"])
+        leaves.append(torch.zeros(entry["shape"], dtype=dtype))
+    return cast(dict[str, Any], pytree.tree_unflatten(leaves, spec))
+
+
+# -------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """What ``plan.json`` says, checked."""
+
+    source: str | None
+    model: dict[str, Any]
+    method: dict[str, Any]
+    task: Task
+    cuts: tuple[str, ...]
+    appended: int
+    inputs: dict[str, Any]
+    balance: str
+
+
+def read_plan(folder: Path) -> PlanFile:
+    """Reads and checks ``plan.json``.
+
+    Raises:
+        CheckpointError: it is missing, no JSON, lacks an entry or is of a newer version.
+    """
+    path = folder / PLAN
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no artefact: it has no {PLAN}. `localize convert` makes one.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path} names no format version; it was not written by localize.")
+    if version > FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; upgrade localize-torch.")
+    try:
+        task = Task(content["task"]["kind"], content["task"]["num_classes"])
+        return PlanFile(
+            content["source"],
+            content["model"],
+            content["method"],
+            task,
+            tuple(content["cuts"]),
+            content["appended"],
+            content["inputs"],
+            content["plan"]["balance"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} lacks the entry {error}; convert the model again.") from error
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads ``weights.safetensors``.
+
+    Raises:
+        CheckpointError: it is missing or truncated.
+    """
+    path = folder / WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {WEIGHTS}; save the model again.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); restore it from a copy.") from error
+
+
+def load(
+    folder: Path, model: nn.Module | None, to_local: Callable[..., LocalModel], appended: Sequence[nn.Module] = ()
+) -> LocalModel:
+    """See ``localize.load``; ``to_local`` is handed in because this file lies below it."""
+    plan = read_plan(folder)
+    tensors = read_weights(folder)
+    if model is None:
+        if plan.source is None:
+            raise CheckpointError(f"{folder / PLAN} names no source; pass the model: load(folder, model=...).")
+        model = load_source(plan.source, near=folder)
+    found = fingerprint(model)
+    if found["sha256"] != plan.model["sha256"]:
+        raise CheckpointError(
+            f"{folder} holds {plan.model['class']} with {plan.model['parameters']} parameters; the model given is "
+            f"{found['class']} with {found['parameters']}, or has other shapes. Pass the model it was made from."
+        )
+    if len(appended) != plan.appended:
+        raise CheckpointError(
+            f"{folder} has {plan.appended} appended parts and {len(appended)} modules were given for them; "
+            "pass them in order: load(folder, model, appended=[module, ...])."
+        )
+    local = to_local(
+        model,
+        example_from(plan.inputs),
+        method=get_method(plan.method["name"], **plan.method["options"]),
+        cuts=plan.cuts,
+        parts=1,
+        balance=plan.balance,
+        task=plan.task,
+        verify=False,
+    )
+    for module in appended:
+        local.append_part(module)
+    local.source = plan.source
+    put_weights(local, tensors, str(folder))
+    return local

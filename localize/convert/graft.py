@@ -1,0 +1,93 @@
+"""Builds the head of every part, and says beforehand what a head would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localize.convert.flops import FlopCounter
+from localize.errors import LocalizeError, MethodError
+from localize.heads.base import Head, HeadSite, Method
+from localize.part import Part
+from localize.spec import Cost, TensorSpec
+from localize.task import Task
+
+
+def graft(
+    method: Method,
+    parts: Sequence[Part],
+    hidden: Sequence[TensorSpec],
+    task: Task,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[Head | None]:
+    """One head a part, built from the spec of what it reads (the last: the logits or the representation).
+
+    Raises:
+        MethodError: the method cannot work on one of the hidden states; all such parts are named at once.
+    """
+    heads: list[Head | None] = []
+    problems: list[str] = []
+    for number, (part, spec) in enumerate(zip(parts, hidden, strict=True), 1):
+        classifier = part.run_classifier if part.route.classifier is not None and method.keeps_classifier else None
+        try:
+            head = method.build_head(HeadSite(number, len(parts), spec, task, classifier))
+        except MethodError as error:
+            problems.append(str(error))
+            continue
+        heads.append(head.to(device=device, dtype=dtype) if head is not None else None)
+    if problems:
+        raise MethodError("\n".join(dict.fromkeys(problems)))
+    return heads
+
+
+@dataclass
+class HeadCosts:
+    """What the head of a method costs on a hidden state, by a dry run on the meta device; equal specs run once."""
+
+    method: Method
+    task: Task
+    parts: int
+    _known: dict[tuple[TensorSpec, bool], Cost] = field(default_factory=dict)
+
+    def of(self, spec: TensorSpec, last: bool, classifier: Callable[[Tensor], Any] | None = None) -> Cost:
+        """Cost of the head on ``spec``; zero where the method builds none or cannot work."""
+        key = (spec, last)
+        if key not in self._known:
+            number = self.parts if last else max(1, self.parts - 1)
+            site = HeadSite(number, self.parts, spec, self.task, classifier)
+            self._known[key] = _dry_run(self.method, site)
+        return self._known[key]
+
+
+def _dry_run(method: Method, site: HeadSite) -> Cost:
+    try:
+        with torch.device("meta"):
+            head = method.build_head(site)
+    except LocalizeError:
+        return Cost()
+    if head is None:
+        return Cost()
+    axis = site.hidden.batch_axis or 0
+    batch = site.hidden.shape[axis] if site.hidden.shape else 1
+    hidden = torch.empty(site.hidden.shape, dtype=site.hidden.dtype, device="meta", requires_grad=True)
+    weights = {p.untyped_storage()._cdata for p in head.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and storage._cdata != hidden.untyped_storage()._cdata:
+            saved[storage._cdata] = storage.nbytes()
+        kept.append(storage)
+        return tensor
+
+    kept: list[Any] = []  # alive until the end: a freed storage's address could come again
+    with FlopCounter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        target = head.example_target(batch, "meta")
+        head(hidden, target)
+    size = sum(p.numel() * p.element_size() for p in head.parameters())
+    return Cost(counter.flops, size, sum(saved.values()))

@@ -1,0 +1,200 @@
+"""From a captured model to a plan: what it is trained for, where it is cut, what every part costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from localize.convert.cuts import choose_cuts, classifier_cut, find_cuts, module_path
+from localize.convert.graft import HeadCosts
+from localize.convert.planning import check_ties, part_costs, parts_for_budget, plan_cuts, respect_ties
+from localize.convert.profile import profile
+from localize.convert.split import Cuts
+from localize.convert.traced import Profile, TracedModel
+from localize.errors import ConfigError
+from localize.heads.base import Method
+from localize.spec import Boundary, Cost, CutPoint, PartCost, Plan, TensorSpec
+from localize.task import Task, infer_task
+
+
+@dataclass
+class Planner:
+    """All that planning needs of one captured model: costs, cut points, the task.
+
+    Args:
+        traced: the captured model.
+        method: its heads count in the balance.
+        task: what the model is trained for, or a loss to infer it with.
+        balance: what the parts are balanced by.
+    """
+
+    traced: TracedModel
+    method: Method
+    balance: str
+    task: Task | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    profiles: dict[bool, Profile] = field(init=False)
+
+    def __post_init__(self) -> None:
+        timed = self.balance == "time"
+        train = profile(self.traced, training=True, measure_time=timed)
+        other = train if self.traced.modes_agree else profile(self.traced, training=False)
+        self.profiles = {True: train, False: other}
+        if self.task is None:
+            self.task = infer_task(self._dry_output(False), self.loss)
+        elif self.task.num_classes is None and self.task.has_classes:
+            logits = self.task.logits(self._dry_output(False))
+            self.task = replace(self.task, num_classes=logits.shape[self.task.class_axis(logits)])
+
+    # ---------------------------------------------------------------- the model's output
+
+    def _dry_leaves(self, mode: bool) -> list[Any]:
+        """The leaves of the output as empty tensors of the right shape; constants as they are."""
+        output = next(node for node in self.traced.graph(mode).nodes if node.op == "output")
+        leaves: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+        return [self._dry(mode, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+
+    def _dry(self, mode: bool, node: fx.Node) -> Any:
+        specs = self.profiles[mode].nodes[node.name].specs
+        return torch.empty(specs[0].shape, dtype=specs[0].dtype, device="meta") if specs else None
+
+    def _dry_output(self, mode: bool) -> Any:
+        return self.traced.outputs[mode].restore(self._dry_leaves(mode))
+
+    def logits_leaf(self, mode: bool) -> int:
+        """The position of the logits among the leaves of the model's output."""
+        assert self.task is not None
+        leaves = self._dry_leaves(mode)
+        logits = self.task.logits(self.traced.outputs[mode].restore(leaves))
+        return next(i for i, leaf in enumerate(leaves) if leaf is logits)
+
+    @cached_property
+    def logits(self) -> TensorSpec:
+        """Shape of the model's logits."""
+        assert self.task is not None
+        output = self.task.logits(self._dry_output(True))
+        axis = 0 if output.dim() else None
+        layout = {2: "vector", 3: "tokens", 4: "map"}.get(output.dim(), "other")
+        return TensorSpec(tuple(output.shape), output.dtype, axis, layout)  # type: ignore[arg-type]
+
+    # ---------------------------------------------------------------- places
+
+    @cached_property
+    def cut_points(self) -> dict[bool, list[CutPoint]]:
+        """The cut points worth considering, by mode; the same names in both."""
+        return find_cuts(self.traced, self.profiles)
+
+    @cached_property
+    def every_cut(self) -> dict[bool, list[CutPoint]]:
+        """All legal cut points, by mode: what a person may name."""
+        return find_cuts(self.traced, self.profiles, thin=False)
+
+    @cached_property
+    def classifier(self) -> dict[bool, CutPoint | None]:
+        """The place below the model's own classifier, by mode."""
+        points = self.every_cut
+        found = classifier_cut(self.traced, points[False], training=False)
+        if found is None:
+            return {True: None, False: None}
+        return {mode: next((p for p in points[mode] if p.name == found.name), None) for mode in (True, False)}
+
+    # ---------------------------------------------------------------- choices
+
+    def head_cost(self) -> Callable[[CutPoint | None], Cost]:
+        """The cost of the method's head on a cut point, or on the last part (None)."""
+        assert self.task is not None
+        costs = HeadCosts(self.method, self.task, 2)
+        below = self.classifier[True]
+        kept = self.method.keeps_classifier and below is not None
+        last = below.spec if kept and below is not None else self.logits
+        shape = self.logits.features
+
+        def stand_in(hidden: Tensor) -> Tensor:  # the classifier's own cost is the part's
+            return hidden.new_zeros((hidden.shape[0], *shape))
+
+        def of(point: CutPoint | None) -> Cost:
+            return costs.of(last, True, stand_in if kept else None) if point is None else costs.of(point.spec, False)
+
+        return of
+
+    def choose(self, parts: int | str, cuts: Sequence[str] | None, memory_budget_bytes: int | None) -> Layout:
+        """Where to cut, and what every part costs.
+
+        Raises:
+            CutError: unknown cut names, more parts than possible, or a budget that cannot be met.
+            ConfigError: ``parts`` makes no sense.
+        """
+        head_cost = self.head_cost()
+        train = self.profiles[True]
+        if cuts is not None:
+            points = self.every_cut
+            chosen = choose_cuts(cuts, points[True])
+            check_ties(self.traced, train, [points[True][i] for i in chosen])
+            costs = part_costs(self.traced, train, [points[True][i] for i in chosen], head_cost)
+            return self._layout(points, chosen, *costs)
+        wanted = parts if isinstance(parts, int) else None
+        points = respect_ties(self.traced, self.profiles, self.cut_points, wanted)
+        if parts == "auto":
+            if memory_budget_bytes is None:
+                raise ConfigError("parts='auto' needs memory_budget_bytes=: what one part with its head may take.")
+            parts = parts_for_budget(self.traced, train, points[True], memory_budget_bytes, head_cost)
+        assert isinstance(parts, int)
+        return self._layout(
+            points, *plan_cuts(self.traced, train, points[True], parts, self.balance, head_cost)
+        )
+
+    def _layout(
+        self, points: dict[bool, list[CutPoint]], chosen: Sequence[int], costs: Sequence[Cost], heads: Sequence[Cost]
+    ) -> Layout:
+        cuts = {
+            mode: Cuts(tuple(points[mode][i] for i in chosen), self.classifier[mode], self.logits_leaf(mode))
+            for mode in (True, False)
+        }
+        return Layout(cuts, self._plan(cuts[True], costs, heads))
+
+    def _plan(self, cuts: Cuts, costs: Sequence[Cost], heads: Sequence[Cost]) -> Plan:
+        nodes = list(self.traced.graph(True).nodes)
+        edges = [0, *(p.position for p in cuts.points), len(nodes)]
+        ends = [_ends(self.traced, nodes[a:b]) for a, b in pairwise(edges)]
+        boundaries = [
+            Boundary(k, p.name, p.primary, p.crossing, p.spec, p.crossing_bytes) for k, p in enumerate(cuts.points, 1)
+        ]
+        below = cuts.classifier
+        inside = below is not None and below.position > edges[-2]
+        return Plan(
+            model=type(self.traced.root).__name__,
+            method=self.method.name,
+            balance=self.balance,
+            cuts=tuple(p.name for p in cuts.points),
+            boundaries=tuple(boundaries),
+            parts=tuple(
+                PartCost(k, first, last, cost, head)
+                for k, ((first, last), cost, head) in enumerate(zip(ends, costs, heads, strict=True), 1)
+            ),
+            inputs=tuple(TensorSpec(tuple(t.shape), t.dtype) for t in self.traced.example),
+            representation=below.spec if below is not None and inside else None,
+            notes=tuple(self.traced.notes),
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The outcome of planning: the cuts by mode, and the plan for people to read."""
+
+    cuts: dict[bool, Cuts]
+    plan: Plan
+
+
+def _ends(traced: TracedModel, nodes: Sequence[fx.Node]) -> tuple[str, str]:
+    """The first and the last module (or node) of a stretch of the graph."""
+    work = [n for n in nodes if n.op.startswith("call_") and n.meta.get("storages")]
+    if not work:
+        return "", ""
+    named = [module_path(traced, n) or n.name for n in (work[0], work[-1])]
+    return named[0], named[1]

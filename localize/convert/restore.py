@@ -1,0 +1,138 @@
+"""Undoing whatever a trial run of a model leaves behind."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = (list, dict, set)
+_TABLES = ("_parameters", "_buffers", "_modules")  # of nn.Module: what is registered
+
+
+class ModelState:
+    """A snapshot of everything a forward may change on a model; parameters' values are not copied."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.attributes = [dict(vars(module)) for module in self.modules]
+        self.contents = [_contents(attributes) for attributes in self.attributes]
+        self.training = [module.training for module in self.modules]
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self.grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+
+    def restore(self) -> None:
+        """Puts everything back, buffers' values in place."""
+        for module, attributes, contents in zip(self.modules, self.attributes, self.contents, strict=True):
+            _restore_attributes(module, attributes, contents)
+        for module, flag in zip(self.modules, self.training, strict=True):
+            if module.training is not flag:
+                module.training = flag
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)
+        for parameter, grad in self.grads:
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+    def reassigned(self) -> Iterator[tuple[nn.Module, str]]:
+        """The modules' attributes that hold another object now than at the snapshot."""
+        for module, attributes, contents in zip(self.modules, self.attributes, self.contents, strict=True):
+            now = vars(module)
+            for name in attributes.keys() | now.keys():
+                if name != "training" and now.get(name) is not attributes.get(name):
+                    yield module, name
+            for name in ("_parameters", "_buffers"):
+                table = now.get(name, {})
+                yield from ((module, key) for key, old in contents.get(name, {}).items() if table.get(key) is not old)
+
+
+def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Shallow copies of plain containers: a forward may append to a list or fill a cache."""
+    return {name: value.copy() for name, value in attributes.items() if type(value) in _CONTAINERS and value}
+
+
+def _restore_attributes(module: nn.Module, attributes: dict[str, Any], contents: dict[str, Any]) -> None:
+    now = vars(module)
+    for name in [name for name in now if name not in attributes]:
+        del now[name]
+    for name, value in attributes.items():
+        if now.get(name) is not value:
+            now[name] = value
+        if type(value) in _CONTAINERS and not _same_items(value, contents.get(name)):
+            value.clear()
+            if name in contents:
+                value.update(contents[name]) if not isinstance(value, list) else value.extend(contents[name])
+
+
+def _same_items(value: Any, copy: Any) -> bool:
+    """Whether a container holds the very objects of its copy (an empty one has no copy)."""
+    if copy is None:
+        return not value
+    if len(value) != len(copy):
+        return False
+    if isinstance(value, dict):
+        return all(key in value and value[key] is item for key, item in copy.items())
+    if isinstance(value, list):
+        return all(a is b for a, b in zip(value, copy, strict=True))
+    return bool(value == copy)
+
+
+class RandomState:
+    """A snapshot of every random generator a forward may draw from."""
+
+    def __init__(self) -> None:
+        self.torch = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.python = random.getstate()
+        self.numpy = _numpy_state()
+
+    def restore(self) -> None:
+        """Puts every generator back."""
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+
+    def drawn_in_python(self) -> bool:
+        """Whether Python's or NumPy's generator moved since the snapshot."""
+        return self.python != random.getstate() or not _equal(self.numpy, _numpy_state())
+
+
+def _numpy_state() -> tuple[Any, ...] | None:
+    numpy = sys.modules.get("numpy")  # a program that has not imported it does not draw from it
+    return None if numpy is None else numpy.random.get_state()
+
+
+def _equal(first: tuple[Any, ...] | None, second: tuple[Any, ...] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return bool(first[2:] == second[2:] and (first[1] == second[1]).all())
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[ModelState]:
+    """Runs a block that may run the model; afterwards, whatever happened, the model and all generators are as before."""
+    state, generators = ModelState(model), RandomState()
+    try:
+        yield state
+    finally:
+        state.restore()
+        generators.restore()
+
+
+def lazy_parameters(model: nn.Module) -> list[str]:
+    """Names of parameters that get their shape from the first forward only."""
+    return [name for name, value in _tensors(model) if nn.parameter.is_lazy(value)]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

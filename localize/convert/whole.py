@@ -1,0 +1,69 @@
+"""One part that is the whole model: no capture is needed, and any model will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localize.convert.flops import FlopCounter
+from localize.convert.untouched import untouched
+from localize.heads.base import Method
+from localize.part import Part, Program, Route
+from localize.signature import CallSignature
+from localize.spec import Cost, PartCost, Plan, TensorSpec
+from localize.task import Task, infer_task
+
+
+def whole_part(model: nn.Module, signature: CallSignature) -> Part:
+    """The model as the only part: its forward runs as it is."""
+
+    def run(part: Part, *leaves: Tensor) -> Any:
+        args, kwargs = signature.unbind(leaves)
+        return part.__dict__["_whole"](*args, **kwargs)
+
+    program = Program(run, f"# the whole model, called as it is\n{model}")
+    route = Route(signature.names, (), (), None, program)
+    members: dict[str, nn.Module | Tensor] = dict(model.named_children())
+    members |= dict(model.named_parameters(recurse=False)) | dict(model.named_buffers(recurse=False))
+    part = Part(1, {True: route, False: route}, members)
+    part.__dict__["_whole"] = model
+    return part.train(model.training)
+
+
+def dry_output(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+    """The model's output in eval mode and the FLOPs it took; nothing of the model changes."""
+    with untouched([model], training=False, contents=True), torch.no_grad(), FlopCounter() as counter:
+        output = model(*args, **kwargs)
+    return output, counter.flops
+
+
+def whole_plan(
+    model: nn.Module,
+    method: Method,
+    balance: str,
+    leaves: list[Tensor],
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    task: Task | None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None,
+) -> tuple[Plan, Task, TensorSpec]:
+    """The plan of an uncut model, its task, and the shape of its logits."""
+    output, flops = dry_output(model, *call)
+    task = task or infer_task(output, loss)
+    logits = task.logits(output)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    layout = {2: "vector", 3: "tokens", 4: "map"}.get(logits.dim(), "other")
+    spec = TensorSpec(tuple(logits.shape), logits.dtype, 0 if logits.dim() else None, layout)  # type: ignore[arg-type]
+    names = [name for name, _ in model.named_children()] or [type(model).__name__]
+    plan = Plan(
+        model=type(model).__name__,
+        method=method.name,
+        balance=balance,
+        cuts=(),
+        boundaries=(),
+        parts=(PartCost(1, names[0], names[-1], Cost(flops, size), Cost()),),
+        inputs=tuple(TensorSpec(tuple(t.shape), t.dtype) for t in leaves),
+    )
+    return plan, task, spec
