@@ -37,7 +37,9 @@ class Extras:
     def flag(self, owner: nn.Module) -> str:
         """Target of the module that gives ``owner.training``."""
         key = ("flag", id(owner))
-        return self._names[key] if key in self._names else self._add("training_flag", key, TrainingFlag(owner))
+        return (
+            self._names[key] if key in self._names else self._add("training_flag", key, TrainingFlag(owner))
+        )
 
     def constant(self, tensor: Tensor) -> str:
         """Target of a tensor that is neither a parameter nor a buffer."""
@@ -45,7 +47,9 @@ class Extras:
 
     def module(self, module: nn.Module) -> str:
         """Target of a module that is not registered in the root, for instance one made in a forward."""
-        stateless = not vars(module)["_parameters"] and not vars(module)["_buffers"] and not vars(module)["_modules"]
+        stateless = (
+            not vars(module)["_parameters"] and not vars(module)["_buffers"] and not vars(module)["_modules"]
+        )
         key = ("stateless", type(module), repr(module)) if stateless else ("module", id(module))
         return self._add("module", key, module)
 
@@ -83,7 +87,9 @@ def _same(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(_same(item, second[key]) for key, item in first.items())
     if isinstance(first, slice) and isinstance(second, slice):
         return _same((first.start, first.stop, first.step), (second.start, second.stop, second.step))
-    return first is second or (type(first) is type(second) and bool(first == second or (first != first and second != second)))
+    return first is second or (
+        type(first) is type(second) and bool(first == second or (first != first and second != second))
+    )
 
 
 def merge_aliases(graph: fx.Graph, other: fx.Graph) -> None:

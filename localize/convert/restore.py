@@ -49,7 +49,9 @@ class ModelState:
                     yield module, name
             for name in ("_parameters", "_buffers"):
                 table = now.get(name, {})
-                yield from ((module, key) for key, old in contents.get(name, {}).items() if table.get(key) is not old)
+                yield from (
+                    (module, key) for key, old in contents.get(name, {}).items() if table.get(key) is not old
+                )
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _equal(first: tuple[Any, ...] | None, second: tuple[Any, ...] | None) -> boo
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[ModelState]:
-    """Runs a block that may run the model; afterwards, whatever happened, the model and all generators are as before."""
+    """Whatever happens inside, the model and all random generators are as before afterwards."""
     state, generators = ModelState(model), RandomState()
     try:
         yield state

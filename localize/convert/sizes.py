@@ -181,8 +181,8 @@ def check_size(value: int, comparison: str, other: int, outcome: bool, where: st
     """
     if getattr(operator, comparison)(value, other) is not outcome:
         raise TraceError(
-            f"The captured program was specialised at {where}: the size comparison {value} {_SIGNS[comparison]} {other} "
-            f"was {outcome} at capture and is {not outcome} now. Re-convert with inputs of this shape."
+            f"The captured program was specialised at {where}: {value} {_SIGNS[comparison]} {other} was {outcome} for "
+            f"sizes at capture and is {not outcome} now. Re-convert with inputs of this shape."
         )
 
 
@@ -224,7 +224,7 @@ def _sized_len(value: Any) -> int:
 @contextmanager
 def sized_builtins() -> Iterator[None]:
     """While it lasts, ``range`` and ``len`` respect recorded integers. For all others they are as always."""
-    builtins.range = _PinningRange  # type: ignore[assignment,misc]
+    builtins.range = _PinningRange  # type: ignore[misc]
     builtins.len = _sized_len
     try:
         yield

@@ -1,0 +1,53 @@
+"""Which modules stay one call in a graph, and which are entered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+_CONTAINERS = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+)
+
+
+class LeafPolicy:
+    """A leaf is called as it is, so that its own flags, hooks and buffers stay live."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._modules = dict(root.named_modules())
+        self.opaque: dict[str, str] = {}  # path → why a module that would be entered is kept whole
+
+    def is_leaf(self, module: nn.Module, path: str) -> bool:
+        """Whether a module of the root's tree is one call."""
+        if path == "":
+            return False
+        if path in self.opaque or isinstance(module, torch.jit.ScriptModule):
+            return True
+        if type(module) in _CONTAINERS:
+            return bool(module._backward_hooks or module._backward_pre_hooks)
+        if is_library(module):
+            return True
+        # Hooks on gradients are attached by the module's own call, which a graph of its insides does not make.
+        return not module._modules or bool(module._backward_hooks or module._backward_pre_hooks)
+
+    def keep_whole(self, path: str, reason: str) -> bool:
+        """Makes a module a leaf, and all others of its class: they do the same. False if nothing is new."""
+        kind = type(self._modules[path])
+        alike: Iterable[str] = [path]
+        if kind not in _CONTAINERS:
+            alike = [p for p, m in self._modules.items() if p and type(m) is kind]
+        new = [p for p in alike if p not in self.opaque]
+        self.opaque.update(dict.fromkeys(new, reason))
+        return path in new
+
+
+def is_library(module: nn.Module) -> bool:
+    """Whether a module's class is torch's own."""
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao."))

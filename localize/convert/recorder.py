@@ -1,0 +1,250 @@
+"""Sees every module call and every torch function while a model runs, and writes them down as a graph."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from localize.convert.functions import (
+    OWN_STATE,
+    RANDOM,
+    SPLITTERS,
+    VALUE_READERS,
+    autograd_function,
+    graph_call,
+    in_place,
+    signature_with_flag,
+    tensors_of,
+)
+from localize.convert.leaves import LeafPolicy, is_library
+from localize.convert.obstacle import user_location
+from localize.convert.restore import RandomState
+from localize.convert.sizes import check_count, plain
+from localize.convert.values import check_value
+from localize.convert.writer import GraphWriter, Origin
+
+Call = Callable[..., Any]
+
+
+class Recorder(TorchFunctionMode):
+    """Active between ``__enter__`` and ``__exit__``, in the thread that made it."""
+
+    def __init__(
+        self, root: nn.Module, writer: GraphWriter, policy: LeafPolicy, watch_random: bool = False
+    ) -> None:
+        super().__init__()
+        self.entered: dict[int, str] = {}  # modules whose insides were recorded: id → path
+        self.innermost: str | None = None  # where an exception came from
+        self._writer, self._policy = writer, policy
+        self._modules = dict(root.named_modules())
+        self._paths = {id(module): path for path, module in self._modules.items()}
+        self._thread = threading.get_ident()
+        self._paused = False
+        self._flags: dict[str, fx.Node] = {}
+        self._autocast = _autocast_state()
+        self._random = RandomState() if watch_random else None
+
+    @property
+    def listens(self) -> bool:
+        """Whether a call made now is part of the graph."""
+        return not self._paused and threading.get_ident() == self._thread
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        """What runs inside is one node. It runs as if nobody looked: some modules choose faster ways then."""
+        on_top = torch.overrides._get_current_function_mode() is self
+        self._paused = True
+        if on_top:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            if on_top:
+                self.__enter__()  # type: ignore[no-untyped-call]
+            self._paused = False
+
+    # -- modules
+
+    def call_module(
+        self, call: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A module call: entered, or one node."""
+        path = self._paths.get(id(module))
+        self.check_random()
+        if path is not None and not self._policy.is_leaf(module, path):
+            return self._enter(call, module, path, args, kwargs)
+        target = path if path is not None else self._writer.extras.module(module)
+        nodes, named_nodes = self._writer.argument(args), self._writer.argument(kwargs)
+        versions = _versions((args, kwargs))
+        with self._pause():
+            result = call(module, *plain(args), **plain(kwargs))
+            if self._random is not None:
+                self._random = RandomState()
+            node = self._writer.create("call_module", target, nodes, named_nodes)
+            self._writer.origins[node] = Origin.DATA
+            changed = _changed(versions)
+            if getattr(module, "inplace", False) is True:
+                changed += [t for t in args[:1] if isinstance(t, Tensor)]
+            return self._record_result(node, result, changed)
+
+    def _enter(
+        self, call: Call, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.entered[id(module)] = path
+        self._writer.scopes.append(path)
+        try:
+            result = call(module, *args, **kwargs)
+            self.check_random()
+            return result
+        except Exception:
+            self.innermost = path if self.innermost is None else self.innermost
+            raise
+        finally:
+            self._writer.scopes.pop()
+
+    def check_random(self) -> None:
+        """Stops where Python's or NumPy's random numbers were drawn since the last leaf."""
+        if self._random is not None and self._random.drawn_in_python():
+            raise self._writer.obstacle(
+                "random numbers of Python or NumPy are drawn, which a graph would repeat"
+            )
+
+    # -- functions
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__"):
+            return self._access(func, name, args)
+        with self._pause():
+            if name in VALUE_READERS:
+                return self._read_value(func, name, args, kwargs)
+            if name in ("size", "stride", "numel", "nelement") and args and isinstance(args[0], Tensor):
+                return self._read_size(func, name, args, kwargs)
+            return self._call_function(func, name, args, kwargs)
+
+    def call_autograd(self, call: Call, kind: type[torch.autograd.Function], args: Any, kwargs: Any) -> Any:
+        """``kind.apply(...)``: one node, with its own backward."""
+        nodes = self._writer.argument(args), self._writer.argument(kwargs)
+        versions = _versions((args, kwargs))
+        with self._pause():
+            result = call(*plain(args), **plain(kwargs))
+            node = self._writer.create("call_function", autograd_function(kind), *nodes)
+            return self._record_result(node, result, _changed(versions))
+
+    def _call_function(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        versions = _versions((args, kwargs))
+        result = func(*plain(args), **plain(kwargs))
+        changed = [*in_place(name, args, kwargs), *(() if name in OWN_STATE else _changed(versions))]
+        if not changed and name != "_assert" and next(tensors_of(result), None) is None:
+            if result is not None and name.endswith("hook") and versions:
+                raise self._writer.obstacle(f"a hook is put on a tensor ({name})")
+            return result
+        if name == "_assert" and not versions:
+            return result
+        nodes, named_nodes = self._arguments(func, args, kwargs)
+        op, target, nodes = graph_call(func, name, nodes)
+        node = self._writer.create(op, target, nodes, named_nodes)
+        if name in RANDOM:
+            self._writer.origins[node] = Origin.DATA
+        result = self._record_result(node, result, changed)
+        if name in SPLITTERS:
+            self._writer.create("call_function", check_count, (node, len(result), user_location()))
+        return result
+
+    def _record_result(self, node: fx.Node, result: Any, changed: list[Tensor]) -> Any:
+        """Binds what a call gave, and notes what it changed."""
+        if _autocast_state() != self._autocast:
+            raise self._writer.obstacle("autocast is switched inside the forward")
+        if changed and not torch.is_grad_enabled() and any(t.requires_grad for t in changed):
+            raise self._writer.obstacle("a tensor that needs a gradient is changed in place under no_grad")
+        result = self._writer.bind(result, node, in_place=bool(changed))
+        self._writer.mark_mutated(node, changed)
+        return result
+
+    def _arguments(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The call's graph arguments. A ``training`` flag that is the module's own stays live."""
+        signature = signature_with_flag(func)
+        if signature is not None:
+            bound = signature.bind(*args, **kwargs)
+            owner = self._modules[self._writer.scope]
+            if bound.arguments.get("training") is owner.training:
+                bound.arguments = {name: self._writer.argument(v) for name, v in bound.arguments.items()}
+                bound.arguments["training"] = self._flag(owner)
+                return bound.args, bound.kwargs
+        return self._writer.argument(args), self._writer.argument(kwargs)
+
+    def _flag(self, owner: nn.Module) -> fx.Node:
+        scope = self._writer.scope
+        if scope not in self._flags:
+            self._flags[scope] = self._writer.create("call_module", self._writer.extras.flag(owner))
+        return self._flags[scope]
+
+    # -- what Python reads from tensors
+
+    def _access(self, func: Any, name: str, args: Any) -> Any:
+        """A property of a tensor is read or set."""
+        attribute = getattr(getattr(func, "__self__", None), "__name__", None) or _property_name(func)
+        tensor = args[0]
+        with self._pause():
+            if name == "__set__":
+                raise self._writer.obstacle(f"the attribute {attribute!r} of a tensor is set")
+            value = func(*args)
+            if attribute == "shape":
+                return self._sizes(tensor, "size", value)
+            if not isinstance(value, Tensor) or value is tensor:
+                return value
+            node = self._writer.create("call_function", getattr, (self._writer.node_of(tensor), attribute))
+            return self._writer.bind(value, node)
+
+    def _read_size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        value = func(*plain(args), **plain(kwargs))
+        if not isinstance(value, int):
+            return self._sizes(args[0], name, value)
+        axis = [int(a) if isinstance(a, int) else a for a in plain((*args[1:], *kwargs.values()))]
+        return self._writer.size(args[0], name, value, *axis)
+
+    def _sizes(self, tensor: Tensor, method: str, values: Any) -> Any:
+        return type(values)([self._writer.size(tensor, method, v, i) for i, v in enumerate(values)])
+
+    def _read_value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Values leave the graph: harmless where they are constant, guarded where they follow from sizes."""
+        tensors = list(tensors_of((args, kwargs)))
+        nodes = [self._writer.node_of(tensor) for tensor in tensors]
+        origin = max((self._writer.origins[node] for node in nodes), default=Origin.CONSTANT)
+        value = func(*plain(args), **plain(kwargs))
+        if origin is Origin.CONSTANT:
+            return value
+        # torch's own containers only look at masks, to choose a kernel; the masks are the same at every call.
+        by_torch = name == "__bool__" and is_library(self._modules[self._writer.scope])
+        if len(nodes) == 1 and isinstance(value, bool | int | float) and (origin is Origin.SIZE or by_torch):
+            self._writer.create("call_function", check_value, (nodes[0], name, value, user_location()))
+            return value
+        raise self._writer.obstacle(f"Python depends on a tensor's values ({name})")
+
+
+def _versions(value: Any) -> list[tuple[Tensor, int]]:
+    """Tensors with their count of in-place changes."""
+    return [(t, -1 if t.is_inference() else t._version) for t in tensors_of(value)]
+
+
+def _changed(versions: list[tuple[Tensor, int]]) -> list[Tensor]:
+    return [t for t, version in versions if version >= 0 and t._version != version]
+
+
+def _autocast_state() -> tuple[Any, ...]:
+    kinds = ("cpu", "cuda")
+    return tuple(torch.is_autocast_enabled(k) and torch.get_autocast_dtype(k) for k in kinds)
+
+
+def _property_name(func: Any) -> str:
+    """``Tensor.T`` is a descriptor with a name; a Python property has it on its getter."""
+    return str(getattr(getattr(func.__self__, "fget", None), "__name__", ""))

@@ -1,0 +1,300 @@
+"""Builds an fx graph from values that exist: it knows which node made which tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from localize.convert.constants import Constants
+from localize.convert.modes import Extras
+from localize.convert.obstacle import Obstacle, user_location
+from localize.convert.sizes import RecordedInt, check_size
+
+_PLAIN = (
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    type(None),
+    type(...),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
+
+
+class Origin(IntEnum):
+    """What a value depends on; the highest of what it was made from."""
+
+    CONSTANT = 0
+    SIZE = 1  # on the inputs' shapes only
+    DATA = 2  # on inputs, parameters, buffers or random numbers
+
+
+class GraphWriter:
+    """A graph under construction. Every tensor it has seen stays alive, so that ``id`` names it for good."""
+
+    def __init__(
+        self, root: nn.Module, extras: Extras, constants: Constants, storage_numbers: Iterator[int]
+    ) -> None:
+        self.graph = fx.Graph()
+        self.extras = extras
+        self.scopes = [""]  # paths of the modules whose forward runs, outermost first
+        self.origins: dict[fx.Node, Origin] = {}
+        self.is_open = True
+        self._nodes: dict[int, fx.Node] = {}
+        self._alive: list[Any] = []
+        self._registered = registered_names(root)
+        self._constants = constants
+        self._attributes: dict[str, fx.Node] = {}
+        self._storage_numbers = storage_numbers
+        self._storages: dict[int, int] = {}
+        self._sizes: dict[tuple[Any, ...], RecordedInt] = {}
+        self._guards: set[tuple[Any, ...]] = set()
+        self._last_placeholder: fx.Node | None = None
+
+    @property
+    def scope(self) -> str:
+        return self.scopes[-1]
+
+    # -- nodes
+
+    def placeholder(self, name: str, tensor: Tensor) -> None:
+        """An input of the graph."""
+        node = self.graph.placeholder(name)
+        self._describe(node, Origin.DATA)
+        self._remember(tensor, node)
+        self._last_placeholder = node
+
+    def create(
+        self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> fx.Node:
+        """A node whose arguments are graph values already (see ``argument``)."""
+        node = self.graph.create_node(op, target, args, kwargs or {})
+        self._describe(node, max((self.origins[n] for n in node.all_input_nodes), default=Origin.CONSTANT))
+        return node
+
+    def _describe(self, node: fx.Node, origin: Origin) -> None:
+        node.meta.update(scope=self.scope, storages=frozenset(), mutates=frozenset())
+        self.origins[node] = origin
+
+    def attribute(self, target: str, tensor: Tensor, origin: Origin) -> fx.Node:
+        """The ``get_attr`` node of a tensor, one for each target."""
+        if target not in self._attributes:
+            self._attributes[target] = node = self.create("get_attr", target)
+            self.origins[node] = origin
+            node.meta["storages"] = self.storage(tensor)
+            self._alive.append(tensor)
+        return self._attributes[target]
+
+    def finish(self, leaves: Iterable[Any]) -> fx.Graph:
+        """Ends the graph and removes what nobody needs: sizes, entries of tuples, attributes."""
+        self.create("output", "output", (tuple(self.argument(leaf) for leaf in leaves),))
+        self.close()
+        for node in reversed(self.graph.nodes):
+            if not node.users and _is_pure(node):
+                self.graph.erase_node(node)
+        return self.graph
+
+    def close(self) -> None:
+        """Lets go of all tensors; recorded integers that survive are ordinary from now on."""
+        self.is_open = False
+        for memory in (self._nodes, self._alive, self._sizes):
+            memory.clear()
+
+    # -- values → arguments
+
+    def argument(self, value: Any) -> Any:
+        """``value`` as an argument of a node: tensors and recorded integers become the nodes that made them."""
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if isinstance(value, RecordedInt):
+            return value.node if value.sink is self else value.plain
+        if isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, slice):
+            return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, tuple | list):
+            items = [self.argument(item) for item in value]
+            if hasattr(value, "_fields"):  # a named tuple may check what it is made of: make it at run time
+                return self.create("call_function", type(value), tuple(items))
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
+            return {key: self.argument(item) for key, item in value.items()}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {
+                f.name: self.argument(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+            }
+            return self.create("call_function", type(value), (), fields)
+        if isinstance(value, range):
+            return list(value)
+        raise self.obstacle(f"an argument is a {type(value).__name__}, which a graph cannot hold")
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """The node that made a tensor, or the attribute that holds it."""
+        node = self._nodes.get(id(tensor))
+        if node is not None:
+            return node
+        name = self._registered.get(id(tensor))
+        if name is not None:
+            return self.attribute(name, tensor, Origin.DATA)
+        if self._constants.holds(tensor):
+            return self.attribute(self.extras.constant(tensor), tensor, Origin.CONSTANT)
+        raise self.obstacle(
+            f"a tensor {tuple(tensor.shape)} was made by an operation that the recorder cannot see (NumPy, a compiled "
+            "or scripted function) or came from another module by a side channel"
+        )
+
+    def obstacle(self, reason: str) -> Obstacle:
+        """What to raise where the module whose forward runs cannot be recorded."""
+        return Obstacle(reason, self.scope, user_location())
+
+    # -- results → nodes
+
+    def bind(self, value: Any, node: fx.Node, in_place: bool = False) -> Any:
+        """Remembers that ``node`` made ``value``; nested values get nodes that take them out.
+
+        Returns ``value``, in which a tensor that was known before is replaced by an alias of its own: whether
+        a layer hands its input through must not decide which node later code refers to. Integers that a
+        module returns become recorded ones.
+        """
+        if isinstance(value, Tensor):
+            return self._bind_tensor(value, node, in_place)
+        if type(value) is int:
+            return RecordedInt(value, self, node)
+        if not _matters(value):
+            return value
+        if isinstance(value, tuple | list):
+            return self._bind_sequence(value, node, in_place)
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if _matters(item):
+                    value[key] = self._bind_child(item, node, operator.getitem, key, in_place)
+        else:
+            for name, item in vars(value).items():
+                if _matters(item):
+                    self._bind_child(item, node, getattr, name, in_place=True)
+        return value
+
+    def _bind_sequence(self, value: Any, node: fx.Node, in_place: bool) -> Any:
+        items = [
+            self._bind_child(item, node, operator.getitem, i, in_place) if _matters(item) else item
+            for i, item in enumerate(value)
+        ]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+    def _bind_child(
+        self, item: Any, node: fx.Node, take: Callable[..., Any], key: Any, in_place: bool
+    ) -> Any:
+        child = self.create("call_function", take, (node, key))
+        child.meta["entry"] = True
+        item = self.bind(item, child, in_place)
+        node.meta["storages"] |= child.meta["storages"]
+        return item
+
+    def _bind_tensor(self, tensor: Tensor, node: fx.Node, in_place: bool) -> Tensor:
+        known = id(tensor) in self._nodes or id(tensor) in self._registered
+        if known and not in_place and tensor.layout is torch.strided:
+            tensor = tensor.view_as(tensor)
+        node.meta["storages"] |= self.storage(tensor)
+        if not torch.is_grad_enabled() and (tensor.is_floating_point() or tensor.is_complex()):
+            storages = node.meta["storages"]  # recorded under no_grad: the same values without their history
+            node = self.create("call_method", "detach", (node,))
+            node.meta["storages"] = storages
+        self._remember(tensor, node)
+        return tensor
+
+    def _remember(self, tensor: Tensor, node: fx.Node) -> None:
+        node.meta["storages"] |= self.storage(tensor)
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+
+    def storage(self, tensor: Tensor) -> frozenset[int]:
+        """The number of a tensor's storage; empty for layouts that have none."""
+        try:
+            key = tensor.untyped_storage()._cdata
+        except (NotImplementedError, RuntimeError):
+            return frozenset()
+        if key not in self._storages:
+            self._storages[key] = next(self._storage_numbers)
+        return frozenset((self._storages[key],))
+
+    def mark_mutated(self, node: fx.Node, tensors: Iterable[Tensor]) -> None:
+        """``node`` writes into ``tensors``: what they hold depends on its arguments from now on."""
+        for tensor in tensors:
+            node.meta["mutates"] |= self.storage(tensor)
+            holder = self._nodes.get(id(tensor))
+            if holder is not None:
+                self.origins[holder] = max(self.origins[holder], self.origins[node])
+
+    # -- sizes
+
+    def size(self, tensor: Tensor, method: str, value: int, *args: Any) -> int:
+        """An integer that ``tensor.method(*args)`` gives. Parameters and constants never change theirs."""
+        source = self._nodes.get(id(tensor))
+        if source is None:
+            return value
+        key = (source, method, *args)
+        if key not in self._sizes:
+            self._sizes[key] = RecordedInt(value, self, lambda: self._size_node(source, method, args))
+        return self._sizes[key]
+
+    def _size_node(self, source: fx.Node, method: str, args: tuple[Any, ...]) -> fx.Node:
+        """Right behind the tensor it belongs to, which need not stay alive for it then."""
+        behind = self._last_placeholder if source.op == "placeholder" else source
+        with self.graph.inserting_after(behind):
+            node = self.create("call_method", method, (source, *args))
+        self.origins[node] = Origin.SIZE
+        node.meta["scope"] = source.meta["scope"]
+        node.meta["number"] = True
+        return node
+
+    def emit_size(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Integer arithmetic."""
+        node = self.create("call_function", function, tuple(self.argument(arg) for arg in args))
+        node.meta["number"] = True
+        return node
+
+    def emit_guard(self, value: RecordedInt, comparison: str, other: int, outcome: bool) -> None:
+        """A check at run time that a decision on a size comes out as it did now."""
+        left, right = self.argument(value), self.argument(other)
+        key = (left, comparison, right)
+        if left is right or key in self._guards:
+            return
+        self._guards.add(key)
+        self.create("call_function", check_size, (left, comparison, right, bool(outcome), user_location()))
+
+
+def registered_names(root: nn.Module) -> dict[int, str]:
+    """Name of every parameter and buffer by ``id``: the first path of those that are tied."""
+    names: dict[int, str] = {}
+    for path, module in root.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            names.setdefault(id(tensor), prefix + name)
+    return names
+
+
+def _matters(value: Any) -> bool:
+    """Whether a result holds tensors or integers, whose provenance counts."""
+    if isinstance(value, Tensor) or type(value) is int:
+        return True
+    if isinstance(value, tuple | list):
+        return any(_matters(item) for item in value)
+    if isinstance(value, dict):
+        return any(_matters(item) for item in value.values())
+    return dataclasses.is_dataclass(value) and any(_matters(item) for item in vars(value).values())
+
+
+def _is_pure(node: fx.Node) -> bool:
+    return node.op == "get_attr" or bool(node.meta.get("number") or node.meta.get("entry"))
