@@ -47,19 +47,15 @@ def space(spec: TensorSpec) -> tuple[int, ...]:
     return spec.features[1:] if spec.layout == "map" else spec.features[:-1]
 
 
-def batch_first(hidden: Tensor, spec: TensorSpec) -> Tensor:
-    """The hidden state with its batch axis in front."""
-    return hidden.movedim(spec.batch_axis, 0) if spec.batch_axis else hidden
-
-
 def as_map(hidden: Tensor, spec: TensorSpec) -> Tensor:
-    """A map as (N, C, *space), whichever axes came first."""
-    hidden = batch_first(hidden, spec)
+    """A map of either layout as (N, C, *space); anything else with its batch axis in front."""
+    if spec.batch_axis:
+        hidden = hidden.movedim(spec.batch_axis, 0)
     return hidden.movedim(-1, 1) if spec.layout == "map_last" else hidden
 
 
 class AsMap(nn.Module):
-    """A map of either layout → (N, C, *space); anything else with its batch axis in front."""
+    """``as_map`` as a module."""
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
@@ -130,7 +126,9 @@ class AverageTo(nn.Module):
             if weights is None:
                 hidden = hidden.unflatten(axis + 2, (self.new[axis], -1)).mean(axis + 3)
             else:
-                hidden = (hidden.movedim(axis + 2, -1) @ weights).movedim(-1, axis + 2)
+                rows = hidden.movedim(axis + 2, -1)  # as a matrix: a batched product would expand the weights
+                flat = rows.reshape(-1, self.old[axis]) @ weights
+                hidden = flat.unflatten(0, rows.shape[:-1]).movedim(-1, axis + 2)
         return hidden
 
     def extra_repr(self) -> str:
@@ -174,10 +172,9 @@ class PooledVector(nn.Module):
             self.out_features = min(count, max(max_features or count, MAX_FEATURES))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        hidden = as_map(hidden, self.spec)
         if self.pool is not None:
-            pooled: Tensor = self.pool(as_map(hidden, self.spec))
-            return pooled.flatten(1)
-        hidden = batch_first(hidden, self.spec)
+            hidden = self.pool(hidden)
         if self.spec.layout == "tokens":
             return hidden.mean(1)
         hidden = hidden.flatten(1)

@@ -25,7 +25,8 @@ from localize.heads.layers import (
 )
 
 _WIDTH = 128  # channels of the critic's convolution
-_SMALL = 2**21  # weights of the Linear up to which "auto" flattens as the paper does (CIFAR-10: 32·32·128·10)
+# "auto" flattens as the paper does up to CIFAR-10's largest critic: 32·32 positions, 32·32·128·10 weights.
+_SMALL_MAP, _SMALL_LINEAR = 32 * 32, 2**21
 
 
 class Critic(ExitHead):
@@ -56,8 +57,8 @@ class LCT(Method):
         critic: ``conv`` (CIFAR: 3×3 convolution to 128 channels without bias, ReLU, flatten, Linear),
             ``imagenet`` (3×3→64, 3×3→64, 1×1→classes, averaged), ``linear`` (averaged, Linear; a Linear a
             token for ``causal_lm``), ``auto``: ``conv`` on maps, else ``linear``.
-        pool: ``flatten`` is the paper's ``conv`` critic; ``auto`` too while its Linear has at most 2²¹
-            weights, beyond that the map is first averaged so that 8192 values remain to flatten.
+        pool: ``flatten`` is the paper's ``conv`` critic; ``auto`` too up to 32×32 positions and 2²¹ weights in
+            its Linear, beyond that the map is first averaged so that 8192 values remain to flatten.
     """
 
     critic: Literal["auto", "conv", "imagenet", "linear"] = "auto"
@@ -101,7 +102,8 @@ class LCT(Method):
     def _conv(self, site: HeadSite) -> nn.Module:
         channels, sizes = site.hidden.channels, space(site.hidden)
         weights = _WIDTH * math.prod(sizes) * output_features(site, self.name)
-        whole = self.pool == "flatten" or weights <= _SMALL
+        small = math.prod(sizes) <= _SMALL_MAP and weights <= _SMALL_LINEAR
+        whole = small or self.pool == "flatten"
         pool = PoolTo(_WIDTH, sizes, None if whole else MAX_FEATURES)
         return nn.Sequential(
             AsMap(site.hidden),
