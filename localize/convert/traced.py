@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class TracedModel:
     example: tuple[Tensor, ...]  # the input leaves of the example, in placeholder order
     extras: dict[str, Any] = field(default_factory=dict)  # helper modules and constant tensors, by target
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # A graph may have renamed an input (one called `input`, say): its names are the ones values travel under.
+        names = tuple(n.name for n in self.train_graph.nodes if n.op == "placeholder")
+        self.signature = replace(self.signature, names=names)
 
     def graph(self, training: bool) -> fx.Graph:
         """The graph of train or eval mode."""
