@@ -13,7 +13,14 @@ CLASSES = 3
 
 
 def make_site(
-    number=1, parts=2, shape=(2, 8), layout="vector", task=None, classifier=None, batch_axis=0, dtype=torch.float32
+    number=1,
+    parts=2,
+    shape=(2, 8),
+    layout="vector",
+    task=None,
+    classifier=None,
+    batch_axis=0,
+    dtype=torch.float32,
 ):
     task = task or Task("classification", CLASSES)
     output = {
@@ -60,4 +67,6 @@ def assert_same_grads(fast, slow):
     for name in one:
         assert (one[name] is None) == (two[name] is None), name
         if one[name] is not None:
-            torch.testing.assert_close(one[name], two[name], rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                one[name], two[name], rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+            )

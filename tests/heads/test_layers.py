@@ -54,7 +54,8 @@ def test_pool_sizes_are_the_largest_that_fit(channels, sizes, limit, expected):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [((7, 5), (3, 2)), ((8, 8), (4, 2)), ((6, 6), (6, 4)), ((9,), (4,)), ((4, 5, 6), (2, 2, 4))]
+    ("old", "new"),
+    [((7, 5), (3, 2)), ((8, 8), (4, 2)), ((6, 6), (6, 4)), ((9,), (4,)), ((4, 5, 6), (2, 2, 4))],
 )
 def test_average_to_is_adaptive_average_pooling_with_its_gradient(old, new):
     adaptive = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(old)]
@@ -76,7 +77,9 @@ def test_pooling_keeps_nothing_for_the_backward_pass():
     x = torch.randn(2, 3, 56, 56, requires_grad=True)
     for sizes in ((5, 5), (4, 4), (1, 1)):
         saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=saved: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=saved: kept.append(t.numel()) or t, lambda t: t
+        ):
             AverageTo((56, 56), sizes)(x)
         assert sum(saved) < 1000
 
@@ -118,7 +121,10 @@ def test_pooled_vector_gives_a_row_a_sample(shape, layout, axis, limit, features
 
 
 def test_reductions_take_other_image_sizes_and_token_counts():
-    assert PooledVector(TensorSpec((2, 64, 32, 32), layout="map"))(torch.randn(2, 64, 40, 24)).shape == (2, 64 * 121)
+    assert PooledVector(TensorSpec((2, 64, 32, 32), layout="map"))(torch.randn(2, 64, 40, 24)).shape == (
+        2,
+        64 * 121,
+    )
     assert PooledVector(TensorSpec((2, 7, 10), layout="tokens"))(torch.randn(2, 3, 10)).shape == (2, 10)
 
 
@@ -161,7 +167,9 @@ def test_linear_exit_gives_logits_for_every_task(kind, shape, layout, expected, 
 )
 def test_dense_tasks_need_dense_hidden_states(kind, shape, layout, words, width):
     with pytest.raises(MethodError, match=words):
-        linear_exit(make_site(shape=shape, layout=layout, task=Task(kind, CLASSES)), "early_exit", width=width)
+        linear_exit(
+            make_site(shape=shape, layout=layout, task=Task(kind, CLASSES)), "early_exit", width=width
+        )
 
 
 def test_resize_is_free_where_the_size_fits():

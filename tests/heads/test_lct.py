@@ -90,7 +90,9 @@ def test_the_last_part_says_every_sample_s_loss():
     head = LCT().build_head(make_site(number=2))
     assert isinstance(head, TaskHead)
     logits, labels = torch.randn(4, CLASSES), torch.tensor([0, 1, 2, 0])
-    torch.testing.assert_close(head(logits, labels).per_sample, F.cross_entropy(logits, labels, reduction="none"))
+    torch.testing.assert_close(
+        head(logits, labels).per_sample, F.cross_entropy(logits, labels, reduction="none")
+    )
 
 
 def test_feedback_loss_by_hand():

@@ -37,7 +37,9 @@ def test_methods_are_frozen(name):
 
 
 def test_unknown_name_suggests_the_closest():
-    with pytest.raises(MethodError, match=r"Unknown method 'scp'. Did you mean 'scpl'\? Methods: bp, scpl, al"):
+    with pytest.raises(
+        MethodError, match=r"Unknown method 'scp'. Did you mean 'scpl'\? Methods: bp, scpl, al"
+    ):
         get_method("scp")
 
 

@@ -45,7 +45,9 @@ def test_a_value_by_hand():
 @pytest.mark.parametrize("normalizer", ["reference", "khosla"])
 def test_gradcheck(normalizer):
     embeddings, labels = batch(6)
-    assert torch.autograd.gradcheck(lambda e: supervised_contrastive_loss(e, labels, 0.5, normalizer), embeddings)
+    assert torch.autograd.gradcheck(
+        lambda e: supervised_contrastive_loss(e, labels, 0.5, normalizer), embeddings
+    )
 
 
 def test_no_positives_no_loss():
@@ -75,7 +77,8 @@ def test_order_of_the_batch_does_not_matter():
     embeddings, labels = batch()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
-        supervised_contrastive_loss(embeddings, labels), supervised_contrastive_loss(embeddings[order], labels[order])
+        supervised_contrastive_loss(embeddings, labels),
+        supervised_contrastive_loss(embeddings[order], labels[order]),
     )
 
 
@@ -142,7 +145,9 @@ def test_projectors_and_their_widths():
     assert [tuple(p.shape) for p in head.projector.parameters()] == [(512, 256), (512,), (1024, 512), (1024,)]
     large = SCPL().build_head(make_site(shape=(2, 64, 32, 32), layout="map"))
     assert large.projector[0].in_features == 64 * 11 * 11
-    paper = SCPL(pool="flatten", hidden=8, projection=4).build_head(make_site(shape=(2, 64, 32, 32), layout="map"))
+    paper = SCPL(pool="flatten", hidden=8, projection=4).build_head(
+        make_site(shape=(2, 64, 32, 32), layout="map")
+    )
     assert paper.projector[0].in_features == 65536
     assert isinstance(SCPL().build_head(make_site(shape=(2, 5, 8), layout="tokens")).projector, nn.Identity)
     assert isinstance(SCPL(projector="identity").build_head(make_site()).projector, nn.Identity)
@@ -214,5 +219,7 @@ def test_heads_equal_the_reference(mode, normalizer):
     projections = [nn.Sequential(h.reduce, h.projector) for h in slow_heads]
     expected = reference.step(slow_parts, projections, x, y, slow_classifier, 0.1, normalizer, mode)
     torch.testing.assert_close(torch.stack(losses).detach(), torch.stack(expected))
-    for fast, slow in zip([*parts, *heads, classifier], [*slow_parts, *slow_heads, slow_classifier], strict=True):
+    for fast, slow in zip(
+        [*parts, *heads, classifier], [*slow_parts, *slow_heads, slow_classifier], strict=True
+    ):
         assert_same_grads(fast, slow)
