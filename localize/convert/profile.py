@@ -27,6 +27,13 @@ from localize.spec import TensorSpec
 
 TIMED_RUNS = 3
 
+# Their output has the shape and type of their input. Most are slow on fake tensors, so that the run that only
+# asks for shapes passes them over.
+_KEEP_SHAPE = frozenset(
+    {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d}
+    | {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Dropout}
+)
+
 Shapes = list[tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -120,6 +127,16 @@ class _ShapeRun(_Run):
         return value
 
 
+class _QuickShapeRun(_ShapeRun):
+    """Shapes only."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if type(module) in _KEEP_SHAPE and args and not (module._forward_hooks or module._forward_pre_hooks):
+            return args[0]
+        return super().call_module(target, args, kwargs)
+
+
 class _CostRun(_ShapeRun):
     """Also notes each node's FLOPs and the storages that autograd keeps for its backward."""
 
@@ -185,7 +202,7 @@ def _runs(
     resident = [t for m in _modules(traced) for t in (*m.parameters(), *m.buffers())]
     resident += [t for t in traced.extras.values() if isinstance(t, Tensor)]
     mode: AbstractContextManager[Any] = fake or nullcontext()
-    with untouched(_modules(traced), training, contents=fake is None), torch.enable_grad():
+    with untouched(_modules(traced), training), torch.enable_grad():
         if fake is not None:
             # The operators would convert each of these once anyway; what is saved has the copy's storage.
             resident += [fake.from_tensor(t) for t in resident]
@@ -208,7 +225,7 @@ def _shapes_at_another_batch(
     if batch == 0:
         return {}
     for other in (2 * batch, batch + 1, 3 * batch):  # a view or a window may need a multiple
-        run = _ShapeRun(traced, training)
+        run = _QuickShapeRun(traced, training)
         index = torch.arange(other, device=leaves[0].device) % batch
         try:
             run.run(*(t[index.to(t.device)] if t.dim() and t.shape[0] == batch else t for t in leaves))

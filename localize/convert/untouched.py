@@ -14,8 +14,8 @@ from localize.convert.restore import ModelState, RandomState
 def untouched(modules: Iterable[nn.Module], training: bool, contents: bool = True) -> Iterator[None]:
     """Puts ``modules`` in one mode for a while and restores whatever their forward changed, random states too.
 
-    ``contents=False`` leaves the *values* of buffers alone: fake runs change none, and on a large model the
-    copies would cost time.
+    ``contents=False`` leaves the *values* of buffers alone, for runs that write into none. Fake runs may write:
+    an operator on real tensors only (a counter of batches) is executed even there.
     """
     tops = list(modules)
     states = [ModelState(module) for module in tops]
