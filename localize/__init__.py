@@ -20,3 +20,23 @@ from localize.errors import (
 from localize.heads.registry import get_method, list_methods, register_method
 from localize.model import LocalModel
 from localize.task import Task
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "CutError",
+    "LocalModel",
+    "LocalizeError",
+    "MethodError",
+    "PlacementError",
+    "Task",
+    "TaskError",
+    "TraceError",
+    "WireError",
+    "__version__",
+    "get_method",
+    "list_methods",
+    "load",
+    "register_method",
+    "to_local",
+]

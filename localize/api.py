@@ -77,7 +77,7 @@ def to_local(
     wanted = task_of(task, loss)
     inputs, note = example_of(model, example_inputs)
     args, kwargs = as_call(inputs)
-    if parts == 1 and not cuts and not rule.keeps_classifier:
+    if parts == 1 and not cuts and not rule.splits_classifier:
         return _uncut(model, args, kwargs, rule, balance, wanted, loss)
 
     traced = trace(model, args, kwargs)
@@ -86,7 +86,7 @@ def to_local(
     pieces = split(traced, layout.cuts)
     if verify:
         verify_parts(model, pieces, traced.signature, traced.example)
-    heads = graft(rule, pieces, hidden_specs(rule, layout.plan, planner.logits), planner.task, *kind_of(model))
+    heads = graft(rule, pieces, hidden_specs(rule, layout.plan, planner.logits), planner.logits, planner.task, *kind_of(model))
     plan = replace(layout.plan, notes=(*([note] if note else []), *layout.plan.notes))
     return LocalModel(
         model, pieces, heads, method=rule, task=planner.task, plan=plan, signature=traced.signature, toolkit=_TOOLKIT
@@ -106,7 +106,7 @@ def _uncut(
     signature, leaves = CallSignature.of(model, args, kwargs)
     plan, task, logits = whole_plan(model, method, balance, leaves, (args, kwargs), task, loss)
     pieces = [whole_part(model, signature)]
-    heads = graft(method, pieces, [logits], task, *kind_of(model))
+    heads = graft(method, pieces, [logits], logits, task, *kind_of(model))
     return LocalModel(
         model, pieces, heads, method=method, task=task, plan=plan, signature=signature, toolkit=_TOOLKIT
     )

@@ -33,7 +33,8 @@ def _construct(name: str, build: Callable[[], Any], known: list[str]) -> nn.Modu
     try:
         model = build()
     except Exception as error:
-        raise ConfigError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
+        message = " ".join(str(error).split())  # on one line
+        raise ConfigError(f"{name} cannot be built: {type(error).__name__}: {message}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name} gave a {type(model).__name__}, not an nn.Module.")
     return model

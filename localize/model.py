@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,10 @@ class LocalModel(nn.Module):
         self.train(model.training)
 
     @property
+    def _pieces(self) -> list[Part]:
+        return cast(list[Part], list(self.parts))
+
+    @property
     def heads(self) -> list[Head | None]:
         """One entry a part; None where a part has no head."""
         return [self.grafts[str(i)] if str(i) in self.grafts else None for i in range(1, len(self.parts) + 1)]  # type: ignore[misc]
@@ -120,7 +124,7 @@ class LocalModel(nn.Module):
         call, result = Call.of(inputs), {}
         with evaluating(self, self.to_standard()):
             stream = self.signature.stream(call.args, call.kwargs)
-            for number, part in enumerate(self.parts, 1):
+            for number, part in enumerate(self._pieces, 1):
                 if not self._has_exit(number):
                     _, stream = advance(part, stream)
                     continue
@@ -151,7 +155,7 @@ class LocalModel(nn.Module):
     def exit_model(self, number: int) -> nn.Module:
         """Exit ``number`` as a stand-alone module, sharing weights, without anything that only training needs."""
         predictor = self._predictor(number)
-        parts = list(self.parts)[:number]
+        parts = self._pieces[:number]
         if predictor is not None and parts[-1].route.hidden is not None:
             parts[-1] = parts[-1].below_classifier()
         return ExitModel(parts, predictor, self.signature, self.task).train(self.training)
@@ -227,7 +231,7 @@ class LocalModel(nn.Module):
         # Through the original model, so that each tensor is converted once and all holders see the same one.
         self.__dict__["_standard"]._apply(fn, recurse)
         self.grafts._apply(fn, recurse)
-        for part in self.parts:
+        for part in self._pieces:
             part.take_over(self.__dict__["_standard"], fn)
         return self
 

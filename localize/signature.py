@@ -85,7 +85,7 @@ class CallSignature:
         tensors = iter(leaves)
         count = len(leaves) + len(self.constants)
         flat = [self.constants[i] if i in self.constants else next(tensors) for i in range(count)]
-        bound = inspect.BoundArguments(self.forward, pytree.tree_unflatten(flat, self.spec))  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.forward, pytree.tree_unflatten(flat, self.spec))
         return bound.args, bound.kwargs
 
 

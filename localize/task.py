@@ -6,7 +6,7 @@ Shape legend: ``N`` batch, ``C`` classes, ``T`` tokens, ``H W`` space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,6 +55,13 @@ class Task:
             TaskError: no tensor is found in the output.
         """
         return find_logits(output)
+
+    def completed(self, output: Any) -> Task:
+        """This task with the number of classes that a model's output shows, where it is not given."""
+        if self.num_classes is not None or not self.has_classes:
+            return self
+        logits = self.logits(output)
+        return replace(self, num_classes=logits.shape[self.class_axis(logits)])
 
     def check_target(self, target: Any) -> None:
         """Raises ``TaskError`` for a target that no loss of this task can use: its dtype, or a class out of range."""

@@ -77,6 +77,6 @@ def kind_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def hidden_specs(method: Method, plan: Plan, logits: TensorSpec) -> list[TensorSpec]:
     """What the head of every part reads."""
-    keeps = method.keeps_classifier and plan.representation is not None
+    keeps = method.splits_classifier and plan.representation is not None
     last = plan.representation if keeps and plan.representation is not None else logits
     return [*(boundary.spec for boundary in plan.boundaries), last]

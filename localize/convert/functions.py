@@ -158,7 +158,11 @@ def importable(function: Any) -> Callable[..., Any]:
 @cache
 def autograd_function(kind: type[torch.autograd.Function]) -> Named:
     """The node target for ``kind.apply``."""
-    return Named(kind.apply, kind.__name__)
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return kind.apply(*args, **kwargs)  # looked up at each call: it is patched while recording
+
+    return Named(apply, kind.__name__)
 
 
 @cache

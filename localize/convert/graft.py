@@ -21,6 +21,7 @@ def graft(
     method: Method,
     parts: Sequence[Part],
     hidden: Sequence[TensorSpec],
+    logits: TensorSpec,
     task: Task,
     device: torch.device,
     dtype: torch.dtype,
@@ -33,9 +34,9 @@ def graft(
     heads: list[Head | None] = []
     problems: list[str] = []
     for number, (part, spec) in enumerate(zip(parts, hidden, strict=True), 1):
-        classifier = part.run_classifier if part.route.classifier is not None and method.keeps_classifier else None
+        classifier = part.run_classifier if part.route.classifier is not None and method.splits_classifier else None
         try:
-            head = method.build_head(HeadSite(number, len(parts), spec, task, classifier))
+            head = method.build_head(HeadSite(number, len(parts), spec, task, classifier, logits))
         except MethodError as error:
             problems.append(str(error))
             continue
@@ -51,7 +52,8 @@ class HeadCosts:
 
     method: Method
     task: Task
-    parts: int
+    logits: TensorSpec
+    parts: int = 2
     _known: dict[tuple[TensorSpec, bool], Cost] = field(default_factory=dict)
 
     def of(self, spec: TensorSpec, last: bool, classifier: Callable[[Tensor], Any] | None = None) -> Cost:
@@ -59,7 +61,7 @@ class HeadCosts:
         key = (spec, last)
         if key not in self._known:
             number = self.parts if last else max(1, self.parts - 1)
-            site = HeadSite(number, self.parts, spec, self.task, classifier)
+            site = HeadSite(number, self.parts, spec, self.task, classifier, self.logits)
             self._known[key] = _dry_run(self.method, site)
         return self._known[key]
 

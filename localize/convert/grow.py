@@ -102,9 +102,9 @@ def _new_heads(
     total = len(local.parts) + 1
     hidden = [spec] * (total - 1) + [made]
     parts = [*(cast(Part, p) for p in local.parts[:-1]), opened, part]
-    built = graft(local.method, parts, hidden, local.task, weight.device, weight.dtype)
+    built = graft(local.method, parts, hidden, made, local.task, weight.device, weight.dtype)
     heads = {total: built[-1]}
-    if not local.method.keeps_classifier:
+    if not local.method.splits_classifier:
         heads[total - 1] = built[-2]
     predicts = local.method.predicts != "path"
     if predicts and local.task.num_classes not in (None, made.channels):

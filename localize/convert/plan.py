@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -30,15 +30,17 @@ class Planner:
     Args:
         traced: the captured model.
         method: its heads count in the balance.
-        task: what the model is trained for, or a loss to infer it with.
         balance: what the parts are balanced by.
+        wanted: what the model is trained for; inferred from its output where None.
+        loss: replaces the inferred task's loss.
     """
 
     traced: TracedModel
     method: Method
     balance: str
-    task: Task | None = None
+    wanted: Task | None = None
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    task: Task = field(init=False)
     profiles: dict[bool, Profile] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,18 +48,15 @@ class Planner:
         train = profile(self.traced, training=True, measure_time=timed)
         other = train if self.traced.modes_agree else profile(self.traced, training=False)
         self.profiles = {True: train, False: other}
-        if self.task is None:
-            self.task = infer_task(self._dry_output(False), self.loss)
-        elif self.task.num_classes is None and self.task.has_classes:
-            logits = self.task.logits(self._dry_output(False))
-            self.task = replace(self.task, num_classes=logits.shape[self.task.class_axis(logits)])
+        output = self._dry_output(False)
+        self.task = self.wanted.completed(output) if self.wanted is not None else infer_task(output, self.loss)
 
     # ---------------------------------------------------------------- the model's output
 
     def _dry_leaves(self, mode: bool) -> list[Any]:
         """The leaves of the output as empty tensors of the right shape; constants as they are."""
         output = next(node for node in self.traced.graph(mode).nodes if node.op == "output")
-        leaves: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+        leaves: Sequence[Any] = output.args[0]
         return [self._dry(mode, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
 
     def _dry(self, mode: bool, node: fx.Node) -> Any:
@@ -69,7 +68,6 @@ class Planner:
 
     def logits_leaf(self, mode: bool) -> int:
         """The position of the logits among the leaves of the model's output."""
-        assert self.task is not None
         leaves = self._dry_leaves(mode)
         logits = self.task.logits(self.traced.outputs[mode].restore(leaves))
         return next(i for i, leaf in enumerate(leaves) if leaf is logits)
@@ -77,7 +75,6 @@ class Planner:
     @cached_property
     def logits(self) -> TensorSpec:
         """Shape of the model's logits."""
-        assert self.task is not None
         output = self.task.logits(self._dry_output(True))
         axis = 0 if output.dim() else None
         layout = {2: "vector", 3: "tokens", 4: "map"}.get(output.dim(), "other")
@@ -108,10 +105,9 @@ class Planner:
 
     def head_cost(self) -> Callable[[CutPoint | None], Cost]:
         """The cost of the method's head on a cut point, or on the last part (None)."""
-        assert self.task is not None
-        costs = HeadCosts(self.method, self.task, 2)
+        costs = HeadCosts(self.method, self.task, self.logits)
         below = self.classifier[True]
-        kept = self.method.keeps_classifier and below is not None
+        kept = self.method.splits_classifier and below is not None
         last = below.spec if kept and below is not None else self.logits
         shape = self.logits.features
 

@@ -53,7 +53,7 @@ class Recorder(TorchFunctionMode):
     @property
     def listens(self) -> bool:
         """Whether a call made now is part of the graph."""
-        return not self._paused and threading.get_ident() == self._thread
+        return self._writer.is_open and not self._paused and threading.get_ident() == self._thread
 
     @contextmanager
     def _pause(self) -> Iterator[None]:

@@ -108,7 +108,7 @@ class Slicer:
         self.nodes = [node for node in graph.nodes if node.op != "output"]
         self.by_name = {node.name: node for node in self.nodes}
         output = next(node for node in graph.nodes if node.op == "output")
-        self.leaves = list(output.args[0])  # type: ignore[arg-type]
+        self.leaves = list(output.args[0])
 
     def between(self, source: fx.Node, result: fx.Node) -> list[fx.Node] | None:
         """The nodes that make ``result`` from ``source``, in order; None if they need any other tensor."""

@@ -51,7 +51,7 @@ def whole_plan(
 ) -> tuple[Plan, Task, TensorSpec]:
     """The plan of an uncut model, its task, and the shape of its logits."""
     output, flops = dry_output(model, *call)
-    task = task or infer_task(output, loss)
+    task = task.completed(output) if task is not None else infer_task(output, loss)
     logits = task.logits(output)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     layout = {2: "vector", 3: "tokens", 4: "map"}.get(logits.dim(), "other")

@@ -33,7 +33,8 @@ class AssociatedHead(Head):
     def __init__(self, site: HeadSite, options: AL, outputs: int) -> None:
         super().__init__(site)
         width = options.hidden
-        self.width, self.outputs, self.target_gradient = width, outputs, options.target_gradient
+        self.width, self.outputs = width, outputs
+        self.target_gradient, self.keep_classifier = options.target_gradient, options.keep_classifier
         below = outputs if site.number == 1 else width
         self.reduce = PooledVector(site.hidden)
         self.encoder = nn.Sequential(nn.Linear(below, width), nn.Tanh())
@@ -60,7 +61,7 @@ class AssociatedHead(Head):
         else:
             reconstruction = _mean_square(decoded.flatten(1), below, valid)
         loss = association + reconstruction
-        if self.site.classifier is not None:
+        if self.site.classifier is not None and self.keep_classifier:
             task = self.site.task
             loss = loss + task.loss(task.logits(self.site.classifier(hidden.detach())), labels)
         return HeadOutput(loss, target=(code.detach(), labels))
@@ -116,7 +117,7 @@ class AL(Method):
         hidden: size of the codes t_k; overcomplete when larger than the number of classes (section 6.9).
         target_gradient: whether L_A trains g_k too, as equation 3 has it; the released code detaches.
         keep_classifier: whether the model's own classifier, which is not on this path, is trained too, by
-            cross-entropy on detached features; else it stays in the last part, below b_K.
+            cross-entropy on detached features; else nothing trains it.
     """
 
     hidden: int = 128
@@ -132,8 +133,8 @@ class AL(Method):
         self.check(positive("hidden", self.hidden, whole=True))
 
     @property
-    def keeps_classifier(self) -> bool:
-        return self.keep_classifier
+    def splits_classifier(self) -> bool:
+        return True  # the path leaves the model below its classifier, whether that is trained or not
 
     def build_head(self, site: HeadSite) -> Head:
         """Encoder, decoder and bridge of one part."""

@@ -31,7 +31,7 @@ class HeadSite:
     """Where a head is built: on the hidden state of part ``number`` of ``parts`` (counted from 1).
 
     ``hidden`` describes the hidden state. On the last part it is the model's logits, or, for a method with
-    ``keeps_classifier``, the representation below ``classifier``: the model's own last layers as a callable,
+    ``splits_classifier``, the representation below ``classifier``: the model's own last layers as a callable,
     (N, …) → the model's output, whose weights belong to the part and not to the head. ``classifier`` is None
     on all other parts, and where the last part has no layers below its classifier. It is a module or a bound
     method of one, so that ``copy.deepcopy`` of part and head together keeps the two tied. ``output`` is the
@@ -169,7 +169,7 @@ class Method:
     the last one included, goes through the heads (AL)."""
 
     @property
-    def keeps_classifier(self) -> bool:
+    def splits_classifier(self) -> bool:
         """Whether the last part's head reads the representation below the model's own classifier."""
         return False
 

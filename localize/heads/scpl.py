@@ -148,7 +148,7 @@ class SCPL(Method):
         )
 
     @property
-    def keeps_classifier(self) -> bool:
+    def splits_classifier(self) -> bool:
         return True
 
     def build_head(self, site: HeadSite) -> Head:

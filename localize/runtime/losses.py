@@ -30,7 +30,7 @@ class _Routed(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(grad * scale.to(grad.dtype) for grad in ctx.grads)
 

@@ -156,8 +156,8 @@ def test_ignored_labels_change_nothing():
 def test_the_model_s_classifier_learns_on_detached_features():
     classifier = nn.Linear(8, CLASSES)
     method = AL(hidden=6)
-    assert method.keeps_classifier
-    assert not AL(keep_classifier=False).keeps_classifier
+    assert method.splits_classifier
+    assert AL(keep_classifier=False).splits_classifier
     head = method.build_head(make_site(number=2, classifier=classifier))
     bare = method.build_head(make_site(number=2))
     bare.load_state_dict(head.state_dict())
