@@ -79,11 +79,13 @@ def classifier_cut(
     if len(readers) < 2:
         return None
     for start in _suffix_starts(traced, nodes, readers):
-        below = [point for point in cut_points if point.position <= start]
-        if below and len(below[-1].crossing) == 1 and not _any_work(nodes[below[-1].position : start]):
-            return below[-1]
+        below = [
+            p for p in cut_points if p.position <= start and not _works(traced, nodes[p.position : start])
+        ]
+        if below and len(below[0].crossing) == 1:
+            return below[0]
     between = [p for p in cut_points if readers[-2] < p.position <= readers[-1] and len(p.crossing) == 1]
-    return min(reversed(between), key=lambda p: p.crossing_bytes, default=None)
+    return _best(traced, nodes, between) if between else None
 
 
 def _suffix_starts(traced: TracedModel, nodes: Sequence[fx.Node], readers: Sequence[int]) -> list[int]:
@@ -93,7 +95,7 @@ def _suffix_starts(traced: TracedModel, nodes: Sequence[fx.Node], readers: Seque
     for depth in range(1, path.count(".") + 2 if path else 1):
         module = ".".join(path.split(".")[:depth])
         inside = [
-            i for i, n in enumerate(nodes) if _any_work([n]) and _is_below(module_path(traced, n), module)
+            i for i, n in enumerate(nodes) if _makes_tensor(n) and _is_below(module_path(traced, n), module)
         ]
         theirs = [i for i in readers if i >= inside[0]]
         if set(theirs) <= set(inside) and len(theirs) * 2 <= len(readers):
@@ -101,8 +103,13 @@ def _suffix_starts(traced: TracedModel, nodes: Sequence[fx.Node], readers: Seque
     return starts
 
 
-def _any_work(nodes: Sequence[fx.Node]) -> bool:
-    return any(n.op.startswith("call_") and n.meta.get("storages") for n in nodes)
+def _works(traced: TracedModel, nodes: Sequence[fx.Node]) -> bool:
+    """Whether any node makes a tensor, dropout apart, which belongs to the layer above it."""
+    return any(_makes_tensor(n) and not _is_dropout(traced, n) for n in nodes)
+
+
+def _makes_tensor(node: fx.Node) -> bool:
+    return node.op.startswith("call_") and bool(node.meta.get("storages"))
 
 
 def module_path(traced: TracedModel, node: fx.Node) -> str:

@@ -145,7 +145,9 @@ def test_batch_axis_where_another_axis_has_the_same_size() -> None:
 
 
 def test_layouts() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(36, 7), nn.Flatten(), nn.Linear(42, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(36, 7), nn.Flatten(), nn.Linear(42, 2)
+    )
     found = profiled(model, torch.randn(2, 3, 8, 8))
     layouts = [node.specs[0].layout for node in found.nodes.values() if node.specs]
     assert layouts == ["map", "map", "map", "tokens", "tokens", "vector", "vector"]

@@ -1,0 +1,398 @@
+"""Where a graph may be cut and what crosses there, worked out by hand on tiny graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from localize.convert.cuts import choose_cuts, classifier_cut, find_cuts
+from localize.convert.planning import PartTable, check_ties, parts_for_budget, plan_cuts, respect_ties
+from localize.convert.profile import profile
+from localize.convert.record import trace
+from localize.convert.traced import Profile, TracedModel
+from localize.errors import CutError
+from localize.spec import BALANCES, Cost, CutPoint
+from tests import zoo
+
+
+class Found:
+    """A traced model with its cut points: the best ones, and all legal ones."""
+
+    def __init__(self, model: nn.Module, *inputs: Tensor) -> None:
+        self.traced: TracedModel = trace(model, inputs, {})
+        train = profile(self.traced)
+        other = train if self.traced.modes_agree else profile(self.traced, training=False)
+        self.profiles: dict[bool, Profile] = {True: train, False: other}
+        self.cuts = find_cuts(self.traced, self.profiles)
+        self.best: list[CutPoint] = self.cuts[True]
+        self.all: list[CutPoint] = find_cuts(self.traced, self.profiles, thin=False)[True]
+
+    def names(self, points: Sequence[CutPoint]) -> list[str]:
+        return [point.name for point in points]
+
+    def at(self, name: str) -> CutPoint:
+        return next(point for point in self.all if name in (point.name, *point.aliases))
+
+
+def no_head(_: CutPoint | None) -> Cost:
+    return Cost()
+
+
+def chain(*layers: nn.Module) -> Found:
+    return Found(nn.Sequential(*layers), torch.randn(2, 4))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.one, self.two, self.relu = nn.Linear(width, width), nn.Linear(width, width), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x + self.two(self.relu(self.one(x))))
+
+
+# ------------------------------------------------------------------------------------------ liveness
+
+
+def test_what_crosses_in_a_residual_block() -> None:
+    found = Found(nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 2)), torch.randn(2, 4))
+    crossing = {point.name: point.crossing for point in found.all}
+    skip = found.at("0").primary
+    assert crossing["0"] == (skip,)
+    assert crossing["1.one"] == (skip, found.at("1.one").primary)
+    assert crossing["1.relu"] == (skip, found.at("1.relu").primary)
+    assert crossing["1.two"] == (skip, found.at("1.two").primary)
+    assert len(crossing["add"]) == 1
+    assert len(crossing["1"]) == 1
+    assert found.at("1.relu").crossing_bytes == 2 * found.at("1").crossing_bytes == 2 * (2 * 4 * 4)
+
+
+def test_a_module_called_twice_ends_twice() -> None:
+    found = Found(nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 2)), torch.randn(2, 4))
+    assert found.at("1").aliases == ("1.relu#2",)
+    assert found.at("1.relu").position < found.at("1").position
+
+
+def test_outer_modules_give_the_name() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    found = Found(nn.Sequential(nn.Sequential(nn.Linear(4, 4), inner), nn.Linear(4, 2)), torch.randn(2, 4))
+    assert found.names(found.best) == ["0.0", "0"]
+    assert found.at("0").aliases == ("0.1", "0.1.1")
+
+
+def test_no_cut_below_a_change_in_place() -> None:
+    found = chain(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+    assert found.names(found.all) == ["0", "2"]
+
+
+def test_no_cut_between_a_view_and_a_change_in_place() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            view = h[:, :2]
+            g = self.b(h)
+            view.zero_()
+            return self.c(g + h)
+
+    found = Found(Model(), torch.randn(2, 4))
+    assert "a" not in found.names(found.all)
+    assert "b" not in found.names(found.all)
+    assert "add" in found.names(found.all)
+
+
+class SizesAbove(nn.Module):
+    """Uses, above, a size of ``source``: of the input, or of a value that crosses anyway."""
+
+    def __init__(self, of_input: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.of_input = nn.Linear(4, 6), nn.Linear(3, 2), of_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        n = (x if self.of_input else h).shape[0]
+        return self.b(F.relu(h).view(n * 2, 3))
+
+
+@pytest.mark.parametrize("of_input", [True, False])
+def test_sizes_do_not_cross_but_their_tensor_does(of_input: bool) -> None:
+    found = Found(SizesAbove(of_input), torch.randn(2, 4))
+    a, relu = found.at("a"), found.at("relu")
+    if of_input:
+        assert a.crossing == ("x", "a")
+        assert a.primary == "a"
+        assert len(relu.crossing) == 2
+    else:
+        assert a.crossing == ("a",)
+        assert relu.crossing == ("a", "relu")
+    best = found.best[0]
+    assert len(best.crossing) == 1  # after the view nothing else is needed
+
+
+def test_masks_cross_and_heads_do_not_read_them() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.a, self.b = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            mask = ids > 0
+            h = self.a(self.embed(ids)) * mask.unsqueeze(-1)
+            return self.b(h * mask.unsqueeze(-1))
+
+    found = Found(Masked(), torch.randint(0, 9, (2, 5)))
+    point = found.at("a")
+    assert set(point.crossing) > {point.primary}
+    assert point.spec.dtype == torch.float32
+
+
+def test_tuples_do_not_cross() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn, self.b = nn.Linear(4, 4), nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.rnn(self.a(x))[0])
+
+    found = Found(Model(), torch.randn(2, 3, 4))
+    assert "rnn" not in found.names(found.all)
+    assert found.names(found.all)[0] == "a"
+    assert len(found.best) == 2
+    assert len(found.best[1].crossing) == 1
+
+
+def test_parameters_on_both_sides() -> None:
+    found = chain(nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh())
+    assert found.names(found.all) == ["1", "2"]
+    assert found.names(found.best) == ["2"]
+    assert chain(nn.Linear(4, 2)).all == []
+
+
+def test_heads_read_before_dropout() -> None:
+    found = chain(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2))
+    assert found.names(found.all) == ["0", "1", "2"]
+    assert found.names(found.best) == ["1"]
+
+
+def test_heads_do_not_read_gates() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.squeeze, self.excite = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+            self.b = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(h * self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(h, 1)))))
+
+    found = Found(Gated(), torch.randn(2, 3, 18, 18))
+    assert found.names(found.best) == ["a", "mul"]
+
+
+def test_modes_with_different_graphs_share_names() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            if self.training:
+                h = torch.tanh(h) + 0.1
+            return self.c(self.b(h))
+
+    found = Found(Branches(), torch.randn(2, 4))
+    assert found.names(found.cuts[True]) == found.names(found.cuts[False])
+    assert "b" in found.names(found.best)
+
+
+# ------------------------------------------------------------------------------------------ names of a person
+
+
+def test_chosen_names() -> None:
+    found = Found(nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 2)), torch.randn(2, 4))
+    chosen = choose_cuts(["1.relu#2", "0"], found.all)
+    assert [found.all[i].name for i in chosen] == ["0", "1"]
+
+
+def test_all_wrong_names_are_told_at_once() -> None:
+    found = Found(nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 2)), torch.randn(2, 4))
+    with pytest.raises(CutError) as error:
+        choose_cuts(["1.relus", "nowhere_at_all", "1", "1.relu#2"], found.all)
+    message = str(error.value)
+    assert "'1.relus'. Did you mean '1.relu'?" in message
+    assert "'nowhere_at_all'" in message
+    assert "'1' and '1.relu#2' are one place" in message
+    assert "Cut points are 0, " in message
+
+
+@pytest.mark.parametrize("case", zoo.CASES, ids=str)
+def test_names_are_unique_and_cuts_in_order(case: zoo.Case) -> None:
+    found = Found(case.build(), case.inputs())
+    names = [name for point in found.all for name in (point.name, *point.aliases)]
+    assert len(names) == len(set(names))
+    assert [p.position for p in found.best] == sorted({p.position for p in found.best})
+    assert all(p.primary in p.crossing for p in found.all)
+    assert set(found.names(found.best)) <= set(found.names(found.all))
+
+
+# ------------------------------------------------------------------------------------------ the classifier
+
+
+def classifier_name(found: Found) -> str | None:
+    point = classifier_cut(found.traced, found.best)
+    return point.name if point is not None else None
+
+
+def test_classifier_of_a_chain_is_its_last_layer() -> None:
+    assert (
+        classifier_name(chain(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))) == "3"
+    )
+    assert classifier_name(chain(nn.Linear(4, 4), nn.Linear(4, 2))) == "0"
+    assert classifier_name(chain(nn.Linear(4, 2))) is None
+
+
+class Backbone(nn.Module):
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict(
+            {"body": nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), "top": classifier}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net["top"](torch.tanh(self.net["body"](x)))
+
+
+def test_classifier_is_the_outermost_suffix() -> None:
+    top = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    found = Found(Backbone(top), torch.randn(2, 4))
+    assert classifier_name(found) == "tanh"
+
+
+def test_a_classifier_that_is_most_of_the_model_is_looked_into() -> None:
+    top = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
+    assert classifier_name(Found(Backbone(top), torch.randn(2, 4))) == "net.top.4"
+
+
+def test_the_place_below_the_classifier_survives_thinning() -> None:
+    # The classifier pools first, so that the leanest gap is inside it.
+    top = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), top)
+    found = Found(model, torch.randn(2, 3, 8, 8))
+    assert classifier_name(found) == "3"
+    assert "4.1" in found.names(found.best)
+
+
+# ------------------------------------------------------------------------------------------ planning
+
+
+@pytest.mark.parametrize("balance", [b for b in BALANCES if b != "time"])
+@pytest.mark.parametrize("case", zoo.CASES, ids=str)
+def test_the_table_of_parts_is_exact(case: zoo.Case, balance: str) -> None:
+    found = Found(case.build(), case.inputs())
+    table = PartTable(found.traced, found.profiles[True], found.best, balance, no_head)
+    names = [node.name for node in found.traced.train_graph.nodes]
+    edges = [0, *(p.position for p in found.best), len(names)]
+    for a in range(len(edges)):
+        for b in range(a + 1, len(edges)):
+            if table.cost(a, b) < float("inf"):
+                expected = found.profiles[True].cost(names[edges[a] : edges[b]]).of(balance)
+                assert table.cost(a, b) == pytest.approx(expected)
+
+
+def test_a_plan_counts_heads() -> None:
+    found = chain(*(nn.Linear(4, 4) for _ in range(4)))
+
+    def head(point: CutPoint | None) -> Cost:
+        return Cost(flops=1000.0 if point is not None and point.name == "1" else 1.0)
+
+    chosen, parts, heads = plan_cuts(found.traced, found.profiles[True], found.best, 2, "flops", head)
+    assert found.best[chosen[0]].name in ("0", "2")
+    assert [h.flops for h in heads] == [1.0, 1.0]
+    assert sum(p.flops for p in parts) == 4 * 2 * 2 * 16
+
+
+def test_every_parameter_learns_from_some_head() -> None:
+    """Two branches that meet late: a head on the second would leave the first untrained."""
+
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            self.right = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            self.top = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left = self.left(x)
+            return self.top(left + self.right(x))
+
+    found = Found(Towers(), torch.randn(2, 4))
+    train = found.profiles[True]
+    index = {point.name: i + 1 for i, point in enumerate(found.best)}
+    table = PartTable(found.traced, train, found.best, "flops", no_head)
+    assert table.cost(0, index["right.0"]) == float("inf")
+    assert table.cost(index["left.0"], index["right.0"]) == float("inf")
+    assert table.cost(index["left"], index["right.0"]) < float("inf")
+    chosen, _, _ = plan_cuts(found.traced, train, found.best, 2, "flops", no_head)
+    assert found.best[chosen[0]].name in ("left.0", "left", "add")
+
+
+def test_too_many_parts() -> None:
+    found = chain(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(CutError, match=r"into 9 parts: at most 3 are possible .*parts=3"):
+        plan_cuts(found.traced, found.profiles[True], found.best, 9, "flops", no_head)
+
+
+def test_parts_for_a_budget() -> None:
+    found = chain(*(nn.Linear(4, 4, bias=False) for _ in range(4)))
+    train, layer = found.profiles[True], 4 * 4 * 4
+    arguments = (found.traced, train, found.best)
+    assert parts_for_budget(*arguments, 4 * layer, no_head, balance="params") == 1
+    assert parts_for_budget(*arguments, 3 * layer, no_head, balance="params") == 2
+    assert parts_for_budget(*arguments, layer, no_head, balance="params") == 4
+    with pytest.raises(CutError, match=r"at least 64 bytes \(with parts=4\)"):
+        parts_for_budget(*arguments, layer - 1, no_head, balance="params")
+
+
+# ------------------------------------------------------------------------------------------ tied parameters
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.embed = nn.Embedding(7, 4), nn.Linear(4, 4, bias=False)
+        self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.middle(self.embed(self.first(x)))
+        return self.last(F.linear(h, self.embed.weight))
+
+
+@pytest.fixture(name="tied")
+def _tied() -> Found:
+    return Found(Tied(), torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_readers_of_a_tied_parameter_stay_together(tied: Found) -> None:
+    kept = respect_ties(tied.traced, tied.profiles, tied.cuts)
+    assert tied.names(tied.best) == ["first", "embed", "middle", "linear"]
+    assert tied.names(kept[True]) == tied.names(kept[False]) == ["first", "linear"]
+
+
+def test_too_many_parts_for_tied_parameters(tied: Found) -> None:
+    with pytest.raises(CutError, match=r"4 parts are impossible .*2 of 4 cut points.*embed.weight.*parts=3"):
+        respect_ties(tied.traced, tied.profiles, tied.cuts, parts=4)
+
+
+def test_chosen_cuts_may_not_part_tied_parameters(tied: Found) -> None:
+    check_ties(tied.traced, tied.profiles[True], [tied.at("first")])
+    with pytest.raises(CutError, match=r"'middle'.*'embed.weight'"):
+        check_ties(tied.traced, tied.profiles[True], [tied.at("first"), tied.at("middle")])
