@@ -155,10 +155,9 @@ class Recorder(TorchFunctionMode):
         node = self._writer.create(op, target, nodes, named_nodes)
         if name in RANDOM:
             self._writer.origins[node] = Origin.DATA
-        result = self._record_result(node, result, changed)
         if name in SPLITTERS:
             self._writer.create("call_function", check_count, (node, len(result), user_location()))
-        return result
+        return self._record_result(node, result, changed)
 
     def _record_result(self, node: fx.Node, result: Any, changed: list[Tensor]) -> Any:
         """Binds what a call gave, and notes what it changed."""
