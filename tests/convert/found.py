@@ -1,0 +1,41 @@
+"""A traced model with its profiles and cut points, for the tests of cuts and planning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from localize.convert.cuts import find_cuts
+from localize.convert.profile import profile
+from localize.convert.record import trace
+from localize.convert.traced import Profile, TracedModel
+from localize.spec import Cost, CutPoint
+
+
+class Found:
+    """A traced model with its cut points: the best ones, and all legal ones."""
+
+    def __init__(self, model: nn.Module, *inputs: Tensor) -> None:
+        self.traced: TracedModel = trace(model, inputs, {})
+        train = profile(self.traced)
+        other = train if self.traced.modes_agree else profile(self.traced, training=False)
+        self.profiles: dict[bool, Profile] = {True: train, False: other}
+        self.cuts = find_cuts(self.traced, self.profiles)
+        self.best: list[CutPoint] = self.cuts[True]
+        self.all: list[CutPoint] = find_cuts(self.traced, self.profiles, thin=False)[True]
+
+    def names(self, points: Sequence[CutPoint]) -> list[str]:
+        return [point.name for point in points]
+
+    def at(self, name: str) -> CutPoint:
+        return next(point for point in self.all if name in (point.name, *point.aliases))
+
+
+def no_head(_: CutPoint | None) -> Cost:
+    return Cost()
+
+
+def chain(*layers: nn.Module) -> Found:
+    return Found(nn.Sequential(*layers), torch.randn(2, 4))
