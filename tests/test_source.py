@@ -72,13 +72,18 @@ ERRORS = {
         r"2 candidate models: A, B; say `.*net\.py:A` or `.*net\.py:B`",
     ),
     "two objects": (
-        "from torch import nn\nmodel = nn.Linear(1, 1)\nnet = nn.Linear(1, 1)", r"2 candidate models: model, net",
+        "from torch import nn\nmodel = nn.Linear(1, 1)\nnet = nn.Linear(1, 1)",
+        r"2 candidate models: model, net",
     ),
     "a syntax error": ("x = = 1", r"net\.py cannot be imported: line 1: SyntaxError"),
-    "an exception on import": ("\n\nraise ValueError('boom')", r"cannot be imported: line 3: ValueError: boom"),
+    "an exception on import": (
+        "\n\nraise ValueError('boom')",
+        r"cannot be imported: line 3: ValueError: boom",
+    ),
     "an exit on import": ("import sys\nsys.exit(1)", r"cannot be imported: line 2: SystemExit"),
     "a factory that raises": (
-        "from torch import nn\ndef build_model():\n    raise KeyError('x')", r"build_model cannot be built: KeyError",
+        "from torch import nn\ndef build_model():\n    raise KeyError('x')",
+        r"build_model cannot be built: KeyError",
     ),
     "a factory of something else": ("def build_model():\n    return 3", r"returned a int, not an nn\.Module"),
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
+from localize import Trainer
 from localize.cli import flags
-from localize.cli.exits import evaluator, show_exits
+from localize.cli.exits import show_exits
 from localize.cli.loading import open_artefact
 from localize.cli.output import Output
 from localize.data import load_data
@@ -32,6 +34,7 @@ def evaluate(
     out = Output.of(as_json, quiet)
     local = open_artefact(folder)
     _, loader = load_data(data, data_dir, download).loaders(batch_size)
-    scores = evaluator(local, device).evaluate(loader)
+    trainer = Trainer(local, optimizer=torch.optim.SGD, device=device)  # never stepped
+    scores = trainer.evaluate(loader)
     brief = show_exits(out, local, scores)
     out.result({"folder": folder, "data": data, "evaluation": scores}, brief=brief)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def train(
         "clip_grad_norm": clip_grad_norm,
         "on_nonfinite": on_nonfinite,
         "compile": compile,
+        "progress": None if out.mode == "table" else False,
     }
     if output is not None:
         writable_folder(output, force)
@@ -147,7 +149,9 @@ def _run(
 ) -> None:
     train_loader, val_loader = loaders
     out.text(str(local.plan))
+    start = time.perf_counter()
     trainer.fit(train_loader, val_loader, epochs=epochs, resume=resume)
+    out.note(f"{epochs} epochs with {local.method.name} in {time.perf_counter() - start:.1f} s")
     scores = trainer.evaluate(val_loader)
     save_into(local, folder)
     brief = show_exits(out, local, scores)

@@ -1,17 +1,17 @@
-"""A data set with its two halves, and loaders whose order depends on seed and epoch only.
+"""A data set with its two halves, and loaders for them.
 
 Shape legend: ``N`` batch, ``C`` channels or classes, ``H W`` space, ``T`` tokens, ``D`` features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from localize.errors import ConfigError
 
@@ -60,30 +60,6 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-class EpochShuffle(Sampler[int]):
-    """A fresh order every epoch, a function of (seed, epoch) alone: a resumed run sees what it would have.
-
-    Counts its epochs itself; ``set_epoch`` (as of ``DistributedSampler``) puts it at any of them.
-    """
-
-    def __init__(self, length: int, seed: int = 0) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration gives the order of ``epoch``."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        self.epoch += 1
-        return iter(torch.randperm(self.length, generator=generator).tolist())
-
-
 @dataclass(frozen=True)
 class Data:
     """A training and a validation half, and what they are for.
@@ -100,6 +76,8 @@ class Data:
 
     def loaders(self, batch_size: int = 64, seed: int = 0, workers: int = 0) -> Loaders:
         """Loaders of both halves: training in a new order every epoch, validation in order.
+
+        The order has a generator of its own under ``seed``, which ``Trainer`` puts at the start of every epoch.
 
         Raises:
             ConfigError: no batch fits.
@@ -126,7 +104,8 @@ def _loader(data: Any, batch_size: int, workers: int, seed: int | None) -> DataL
     return DataLoader(
         _Batches(data) if whole else data,
         batch_size=batch_size,
-        sampler=None if seed is None else EpochShuffle(len(data), seed),
+        shuffle=seed is not None,
+        generator=None if seed is None else torch.Generator().manual_seed(seed),
         num_workers=workers,
         collate_fn=_as_is if whole else None,
     )
