@@ -48,11 +48,10 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
     Raises:
         TraceError: the graph cannot be run.
     """
-    costs, shapes = _profile_run(traced, training)
+    costs, batches, others = _profile_run(traced, training)
     times = _measure(traced, training) if measure_time else {}
     names = parameter_names(traced)
-    batch = traced.example[0].shape[0] if traced.example[0].dim() else 1
-    axes = {name: _batch_axes(found, shapes, name, batch) for name, found in costs.shapes.items()}
+    axes = {name: _batch_axes(found, others.get(name), batches) for name, found in costs.shapes.items()}
     first = {name: found[0][0] for name, found in costs.shapes.items() if name in costs.plain}
     nodes = {}
     for node in traced.graph(training).nodes:
@@ -184,7 +183,11 @@ def _never_unpacked(_: Any) -> Tensor:
     raise RuntimeError("A profiling run has no backward.")
 
 
-def _profile_run(traced: TracedModel, training: bool) -> tuple[_CostRun, dict[str, Shapes]]:
+_Runs = tuple[_CostRun, tuple[int, int], dict[str, Shapes]]
+"""The costs at the example's batch size, that size and another, and the shapes at the other."""
+
+
+def _profile_run(traced: TracedModel, training: bool) -> _Runs:
     """The run at the example's batch size, and the shapes at another (empty where no other size works)."""
     try:
         return _runs(traced, training, FakeTensorMode(allow_non_fake_inputs=True))
@@ -196,9 +199,7 @@ def _profile_run(traced: TracedModel, training: bool) -> tuple[_CostRun, dict[st
         raise TraceError(f"The captured graph fails on the example it was captured with: {error}") from error
 
 
-def _runs(
-    traced: TracedModel, training: bool, fake: FakeTensorMode | None
-) -> tuple[_CostRun, dict[str, Shapes]]:
+def _runs(traced: TracedModel, training: bool, fake: FakeTensorMode | None) -> _Runs:
     resident = [t for m in _modules(traced) for t in (*m.parameters(), *m.buffers())]
     resident += [t for t in traced.extras.values() if isinstance(t, Tensor)]
     mode: AbstractContextManager[Any] = fake or nullcontext()
@@ -211,7 +212,9 @@ def _runs(
         with mode, costs.watching():
             costs.run(*leaves)
         with mode, torch.no_grad():
-            return costs, _shapes_at_another_batch(traced, training, leaves)
+            other, shapes = _shapes_at_another_batch(traced, training, leaves)
+    batch = leaves[0].shape[0] if leaves[0].dim() else 0
+    return costs, (batch, other), shapes
 
 
 def _modules(traced: TracedModel) -> list[nn.Module]:
@@ -220,32 +223,32 @@ def _modules(traced: TracedModel) -> list[nn.Module]:
 
 def _shapes_at_another_batch(
     traced: TracedModel, training: bool, leaves: Sequence[Tensor]
-) -> dict[str, Shapes]:
+) -> tuple[int, dict[str, Shapes]]:
+    """Another batch size that works, and the shapes there."""
     batch = leaves[0].shape[0] if leaves[0].dim() else 0
-    if batch == 0:
-        return {}
-    for other in (2 * batch, batch + 1, 3 * batch):  # a view or a window may need a multiple
+    for other in (2 * batch, batch + 1, 3 * batch) if batch else ():  # a view or a window may need a multiple
         run = _QuickShapeRun(traced, training)
         index = torch.arange(other, device=leaves[0].device) % batch
         try:
             run.run(*(t[index.to(t.device)] if t.dim() and t.shape[0] == batch else t for t in leaves))
         except Exception:  # a guard of the capture, or the model itself, refuses this size
             continue
-        return run.shapes
-    return {}
+        return other, run.shapes
+    return batch, {}
 
 
-def _batch_axes(found: Shapes, others: dict[str, Shapes], name: str, batch: int) -> list[int | None]:
-    """Per tensor, the first axis whose size follows the batch; None where none does."""
-    if not others:  # only one batch size works: go by the size alone
-        return [0 if shape and shape[0] == batch else None for shape, _ in found]
-    there = others.get(name, [])
-    if len(there) != len(found):
-        return [None] * len(found)
-    return [
-        next((i for i, (a, b) in enumerate(zip(here, other, strict=False)) if a != b), None)
-        for (here, _), (other, _) in zip(found, there, strict=True)
-    ]
+def _batch_axes(found: Shapes, others: Shapes | None, batches: tuple[int, int]) -> list[int | None]:
+    """Per tensor, the first axis whose size is the batch's in both runs; None where there is none.
+
+    An axis that merely grows with the batch (windows or tokens folded into it) holds no samples.
+    """
+    if others is None or len(others) != len(found):
+        others = found
+    axes: list[int | None] = []
+    for (here, _), (there, _) in zip(found, others, strict=True):
+        sizes = list(zip(here, there, strict=True)) if len(here) == len(there) else []
+        axes.append(sizes.index(batches) if batches in sizes else None)
+    return axes
 
 
 class _TimedRun(_Run):

@@ -11,6 +11,7 @@ from localize.convert.cuts import choose_cuts, classifier_cut
 from localize.errors import CutError
 from tests import zoo
 from tests.convert.found import Found, chain
+from tests.convert.test_profile import Folded
 
 
 class Block(nn.Module):
@@ -80,12 +81,12 @@ class SizesAbove(nn.Module):
 
     def __init__(self, of_input: bool) -> None:
         super().__init__()
-        self.a, self.b, self.of_input = nn.Linear(4, 6), nn.Linear(3, 2), of_input
+        self.a, self.b, self.of_input = nn.Linear(4, 6), nn.Linear(6, 2), of_input
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
         n = (x if self.of_input else h).shape[0]
-        return self.b(F.relu(h).view(n * 2, 3))
+        return self.b(F.relu(h).view(n, 6))
 
 
 @pytest.mark.parametrize("of_input", [True, False])
@@ -162,6 +163,12 @@ def test_heads_do_not_read_gates() -> None:
 
     found = Found(Gated(), torch.randn(2, 3, 18, 18))
     assert found.names(found.best) == ["a", "mul"]
+
+
+def test_heads_do_not_read_samples_folded_with_tokens() -> None:
+    found = Found(Folded(), torch.randn(2, 3, 4))
+    assert found.names(found.best) == ["a", "reshape_1"]
+    assert "b" not in found.names(found.all)
 
 
 def test_modes_with_different_graphs_share_names() -> None:

@@ -144,6 +144,23 @@ def test_batch_axis_where_another_axis_has_the_same_size() -> None:
     assert found.nodes["transpose"].specs[0].batch_axis == 1
 
 
+class Folded(nn.Module):
+    """Folds its tokens into the batch for a while, as windowed attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        return self.c(self.b(self.a(x).reshape(n * t, d)).reshape(n, t, d))
+
+
+def test_an_axis_that_only_grows_with_the_batch_is_none() -> None:
+    found = profiled(Folded(), torch.randn(2, 3, 4))
+    assert [found.nodes[name].specs[0].batch_axis for name in ("a", "b", "c")] == [0, None, 0]
+
+
 def test_layouts() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(36, 7), nn.Flatten(), nn.Linear(42, 2)
