@@ -19,6 +19,7 @@ from localize.errors import (
 )
 from localize.heads.registry import get_method, list_methods, register_method
 from localize.model import LocalModel
+from localize.runtime.trainer import Trainer
 from localize.task import Task
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "TaskError",
     "TraceError",
+    "Trainer",
     "WireError",
     "__version__",
     "get_method",

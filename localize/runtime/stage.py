@@ -92,7 +92,7 @@ class Stage:
     """A part with its head, on a device.
 
     ``autocast`` makes the context that forward passes run in; ``scale`` multiplies a loss before its backward
-    (float16).
+    (float16); ``measure`` says of a head's logits and target what the report should keep.
     """
 
     part: Part
@@ -103,6 +103,7 @@ class Stage:
     parts: int
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     scale: Callable[[Tensor], Tensor] = staticmethod(lambda loss: loss)
+    measure: Callable[[Tensor, Target], Tensor] | None = None
     flows: list[Flow] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,10 +142,11 @@ class Work:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a stage did: its local loss (None: it has none) and, on the last part, the logits; detached."""
+    """What a stage did, detached: its local loss, if any; the last part's logits; what ``Stage.measure`` gave."""
 
     loss: Tensor | None
     logits: Tensor | None
+    measured: Tensor | None = None
 
 
 def stage_step(
@@ -155,13 +157,10 @@ def stage_step(
     assert isinstance(arrived, Upward)
     with scope or nullcontext(), stage.autocast():
         work = forward(stage, arrived)
+    report = report_of(stage, work.head, arrived.target)
     del arrived
     if not stage.is_last:
         yield Send(Side.ABOVE, departing(work))
-    report = StageReport(
-        work.head.loss.detach() if work.head else None,
-        work.head.logits.detach() if stage.is_last and work.head and work.head.logits is not None else None,
-    )
     if not torch.is_grad_enabled():
         return report
 
@@ -201,7 +200,7 @@ def forward(stage: Stage, arrived: Upward) -> Work:
         name: value.detach().requires_grad_(learning and stage.relays_down and value.is_floating_point())
         for name, value in arrived.stream.items()
     }
-    keeps = stage.method.keeps_classifier and stage.part.route.hidden is not None
+    keeps = stage.method.splits_classifier and stage.part.route.hidden is not None
     result, outputs = advance(stage.part, inputs, hidden_only=keeps)
     hidden: Tensor | None = None
     if stage.head is None:
@@ -212,6 +211,15 @@ def forward(stage: Stage, arrived: Upward) -> Work:
     made = stage.head(leaf, arrived.target)
     target = arrived.target if made.target is None else made.target
     return Work(inputs, outputs, hidden, leaf, made, target)
+
+
+def report_of(stage: Stage, made: HeadOutput | None, target: Target) -> StageReport:
+    """What is known after the forward pass; logits of lower parts are not kept, they would outlive the part."""
+    if made is None:
+        return StageReport(None, None)
+    logits = None if made.logits is None else made.logits.detach()
+    measured = stage.measure(logits, target) if stage.measure and logits is not None else None
+    return StageReport(made.loss.detach(), logits if stage.is_last else None, measured)
 
 
 def departing(work: Work) -> Upward:

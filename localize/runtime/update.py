@@ -51,7 +51,8 @@ class OptimizerSteps:
         on_nonfinite: ``raise`` stops at a loss that is not finite, before any update of that part; ``skip``
             leaves out the update of parameters whose gradients are not finite.
         keep_grads: leave gradients in ``.grad`` after the update.
-        scalers: per optimizer, for float16.
+        scalers: per optimizer, for float16; optimizers may share one. Gradients that overflowed are not an error
+            then: the update is left out and ``finish`` lowers the scale.
 
     Raises:
         ConfigError: an optimizer holds parameters of neither part nor head.
@@ -72,14 +73,20 @@ class OptimizerSteps:
         self.scalers = list(scalers) if scalers is not None else [None] * len(self.optimizers)
         self.grad_norms: dict[int, float] = {}  # by optimizer, of the current step
         self.skipped: list[int] = []  # numbers of the parts whose update was left out in the current step
-        self._needs = _members(stages, self.optimizers)
+        self._needs = members(stages, self.optimizers)
         self._missing: list[set[tuple[int, Half]]] = []
+        self._scaled: list[torch.amp.GradScaler] = []  # those that unscaled gradients in the current step
         self.start()
 
     def start(self) -> None:
         """Before each batch."""
         self._missing = [set(needs) for needs in self._needs]
-        self.grad_norms, self.skipped = {}, []
+        self.grad_norms, self.skipped, self._scaled = {}, [], []
+
+    def finish(self) -> None:
+        """After each batch: adapts the loss scales of float16, each once, whatever number of optimizers share it."""
+        for scaler in self._scaled:
+            scaler.update()
 
     def begin(self, stage: Stage, loss: Tensor | None) -> None:
         if loss is not None and self.on_nonfinite == "raise" and not math.isfinite(float(loss)):
@@ -100,11 +107,15 @@ class OptimizerSteps:
 
     def _step(self, index: int, stage: Stage) -> None:
         optimizer, scaler = self.optimizers[index], self.scalers[index]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            scaler = None  # a scaler refuses an optimizer that nothing was scaled for
         if scaler is not None:
             scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if not any(scaler is other for other in self._scaled):
+                self._scaled.append(scaler)
         apply = True
-        if parameters and (self.clip_grad_norm is not None or self.on_nonfinite == "skip"):
+        if parameters and (self.clip_grad_norm is not None or self.on_nonfinite == "skip" or scaler is not None):
             limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
             norm = float(nn.utils.clip_grad_norm_(parameters, limit))
             self.grad_norms[index] = norm
@@ -124,7 +135,12 @@ class OptimizerSteps:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _members(stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> list[set[tuple[int, Half]]]:
+def members(stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> list[set[tuple[int, Half]]]:
+    """By optimizer: the halves of the stages that its parameters belong to.
+
+    Raises:
+        ConfigError: an optimizer holds parameters of neither part nor head.
+    """
     owner: dict[int, tuple[int, Half]] = {}
     for stage in stages:
         for half in _HALVES:

@@ -1,0 +1,229 @@
+"""Training state on disk: a folder a checkpoint, complete or not there at all.
+
+    checkpoint_dir/
+      step-00000120/
+        state.json              format, counters, which model; for reading, too
+        weights.safetensors     original parameter names, and ``heads.K.…``
+        optimizer.safetensors   ``<parameter name>/<entry>``: Adam's moments and the like
+        trainer.pt              hyperparameters, schedules, scales, history; read with ``weights_only=True``
+      step-00000180/
+      latest                    the name of the newest
+
+Each folder is written under another name, flushed to the disk and renamed; then ``latest`` is replaced. Whatever
+happens in between, ``latest`` names a complete checkpoint. Nothing in it is unpickled freely.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from localize.errors import CheckpointError
+
+FORMAT = 1
+STATE, WEIGHTS, OPTIMIZER, TRAINER = "state.json", "weights.safetensors", "optimizer.safetensors", "trainer.pt"
+LATEST = "latest"
+_PREFIX, _PARTIAL = "step-", ".partial"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds."""
+
+    about: dict[str, Any]  # for state.json: plain data; ``step`` names the folder
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # by ``<parameter name>/<entry>``
+    trainer: dict[str, Any] = field(default_factory=dict)  # what torch.load(weights_only=True) can read
+
+
+# -------------------------------------------------------------------- writing
+
+
+def save(folder: Path, snapshot: Snapshot) -> Path:
+    """Writes a checkpoint and makes it the latest; the one before it is kept, older ones are removed.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there before is as it was.
+    """
+    previous = _pointed_at(folder)
+    packed = pack(snapshot.trainer)
+    partial: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f".{_PREFIX}*{_PARTIAL}"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
+        name = _free_name(folder, snapshot.about["step"])
+        partial = folder / f".{name}{_PARTIAL}"
+        partial.mkdir()
+        _write(partial, snapshot, packed)
+        os.replace(partial, folder / name)
+        _point(folder, name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The checkpoint of step {snapshot.about['step']} cannot be written to {folder}: {error}. "
+            "The last one is intact; make room or choose another checkpoint_dir."
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    for old in _complete(folder):
+        if old not in (name, previous):
+            shutil.rmtree(folder / old, ignore_errors=True)
+    return folder / name
+
+
+def pack(trainer: dict[str, Any]) -> bytes:
+    """The contents of ``trainer.pt``, known to be readable without running anyone's code.
+
+    Raises:
+        CheckpointError: a scheduler or an optimizer keeps objects that could only be unpickled freely.
+    """
+    buffer = io.BytesIO()
+    try:
+        torch.save(trainer, buffer)
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            "The state of an optimizer or scheduler holds objects that a checkpoint does not store, since reading "
+            f"them would run code: {reason}. Keep such objects out of state_dict(), or train without checkpoint_dir."
+        ) from error
+    return buffer.getvalue()
+
+
+def _write(partial: Path, snapshot: Snapshot, packed: bytes) -> None:
+    for name, tensors in ((WEIGHTS, snapshot.weights), (OPTIMIZER, snapshot.optimizer)):
+        save_file({key: _alone(tensor) for key, tensor in tensors.items()}, partial / name)
+    (partial / TRAINER).write_bytes(packed)
+    sizes = {name: (partial / name).stat().st_size for name in (WEIGHTS, OPTIMIZER, TRAINER)}
+    state = {"format": FORMAT, **snapshot.about, "file_bytes": sizes}
+    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    for path in [*partial.iterdir(), partial]:
+        _flush(path)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, in memory of its own: safetensors refuses views into shared memory."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _point(folder: Path, name: str) -> None:
+    partial = folder / f".{LATEST}{_PARTIAL}"
+    partial.write_text(name + "\n", encoding="utf-8")
+    _flush(partial)
+    _flush(folder)  # the folder's new name must be on disk before anything points at it
+    os.replace(partial, folder / LATEST)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _free_name(folder: Path, step: int) -> str:
+    """``step-NNNNNNNN``; numbered where the step has one already, since that one may be the latest until we end."""
+    name, count = f"{_PREFIX}{step:08d}", 1
+    while (folder / name).exists():
+        count += 1
+        name = f"{_PREFIX}{step:08d}-{count}"
+    return name
+
+
+# -------------------------------------------------------------------- reading
+
+
+def any_in(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint."""
+    return _pointed_at(folder) is not None or bool(_complete(folder))
+
+
+def load(folder: Path) -> Snapshot | None:
+    """The latest checkpoint; None where there is none yet.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of a newer version.
+    """
+    name = _pointed_at(folder)
+    complete = _complete(folder)
+    if name is None:
+        if not complete:
+            return None
+        name = complete[-1]  # killed between the renaming and the very first `latest`
+    path = folder / name
+    if not path.is_dir():
+        there = f"there are {', '.join(complete)}; write one of these names into it" if complete else "none is there"
+        raise CheckpointError(f"{folder / LATEST} names {name!r}, which does not exist: {there}.")
+    about = _read_state(path, complete)
+    for file, size in about["file_bytes"].items():
+        found = (path / file).stat().st_size if (path / file).is_file() else 0
+        if found != size:
+            raise _damaged(path, f"{file} has {found} bytes instead of {size}", complete)
+    try:
+        return Snapshot(
+            about,
+            load_file(path / WEIGHTS),
+            load_file(path / OPTIMIZER),
+            torch.load(path / TRAINER, map_location="cpu", weights_only=True),
+        )
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise _damaged(path, str(error).splitlines()[0], complete) from error
+
+
+def _read_state(path: Path, complete: list[str]) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{STATE}: {error}", complete) from error
+    version = about.get("format") if isinstance(about, dict) else None
+    if not isinstance(version, int):
+        raise _damaged(path, f"{STATE} names no format version", complete)
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}; this version reads up to {FORMAT}. Upgrade localize-torch."
+        )
+    if not isinstance(about.get("file_bytes"), dict):
+        raise _damaged(path, f"{STATE} lacks 'file_bytes'", complete)
+    return about
+
+
+def _damaged(path: Path, reason: str, complete: list[str]) -> CheckpointError:
+    others = [name for name in complete if name != path.name]
+    advice = (
+        f"To go on from an earlier one, write {others[-1]!r} into {path.parent / LATEST}."
+        if others
+        else "There is no other one in this folder."
+    )
+    return CheckpointError(f"The checkpoint {path} is truncated or damaged: {reason}. {advice}")
+
+
+def _pointed_at(folder: Path) -> str | None:
+    try:
+        return (folder / LATEST).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / LATEST} cannot be read: {error}.") from error
+
+
+def _complete(folder: Path) -> list[str]:
+    """The names of the checkpoints in a folder, oldest first."""
+    return sorted(path.name for path in folder.glob(f"{_PREFIX}*") if path.is_dir())

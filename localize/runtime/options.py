@@ -1,0 +1,128 @@
+"""What a ``Trainer`` was asked to do, checked once and as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from localize.errors import ConfigError, PlacementError, did_you_mean, problem_list
+from localize.model import OptimizerFactory
+from localize.runtime import checkpoint
+from localize.runtime.batches import SplitBatch
+from localize.runtime.precision import check_precision
+from localize.runtime.sequential import run_batch
+from localize.runtime.stage import StageReport
+from localize.runtime.update import OnNonfinite
+
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+StepCallback = Callable[[int, list[StageReport]], object]
+Executor = Callable[..., list[StageReport]]
+
+EXECUTORS: dict[str, Executor | None] = {"sequential": run_batch, "distributed": None}
+"""What runs one batch through all stages; None: not there yet."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """See ``Trainer``.
+
+    Raises:
+        ConfigError: values that make no sense, all at once.
+        PlacementError: the executor cannot run here.
+    """
+
+    optimizer: OptimizerFactory
+    head_optimizer: OptimizerFactory | None
+    scheduler: SchedulerFactory | None
+    precision: str
+    executor: str
+    seed: int
+    checkpoint_dir: Path | None
+    log_dir: Path | None
+    clip_grad_norm: float | None
+    on_nonfinite: OnNonfinite
+    compile: bool
+    split_batch: SplitBatch
+    checkpoint_every: int | None
+    progress: bool | None
+    on_step: StepCallback | None
+
+    def __post_init__(self) -> None:
+        problems = [
+            _factory("optimizer", self.optimizer, "partial(torch.optim.Adam, lr=1e-3)"),
+            _factory("head_optimizer", self.head_optimizer, "partial(torch.optim.Adam, lr=1e-4)"),
+            _factory("scheduler", self.scheduler, "partial(CosineAnnealingLR, T_max=epochs)"),
+            check_precision(self.precision),
+            None
+            if self.executor in EXECUTORS
+            else f"executor={self.executor!r} is none of {', '.join(EXECUTORS)}."
+            f"{did_you_mean(self.executor, EXECUTORS)}",
+            _whole("seed", self.seed, 0),
+            _whole("checkpoint_every", self.checkpoint_every, 1),
+            None
+            if self.checkpoint_every is None or self.checkpoint_dir is not None
+            else "checkpoint_every needs checkpoint_dir, the folder to write to.",
+            None
+            if self.clip_grad_norm is None or 0 < self.clip_grad_norm < math.inf
+            else f"clip_grad_norm={self.clip_grad_norm!r} is not a positive number.",
+            None
+            if self.on_nonfinite in get_args(OnNonfinite)
+            else f"on_nonfinite={self.on_nonfinite!r} is neither 'raise' nor 'skip'.",
+        ]
+        found = [problem for problem in problems if problem]
+        if found:
+            raise ConfigError(problem_list("These options of Trainer make no sense", found))
+        self.executor_function()
+
+    def executor_function(self) -> Executor:
+        """What runs one batch.
+
+        Raises:
+            PlacementError: the executor is not there yet.
+        """
+        executor = EXECUTORS[self.executor]
+        if executor is None:
+            raise PlacementError(
+                f"executor={self.executor!r} comes with the distributed runtime, which this version does not have; "
+                "use executor='sequential'."
+            )
+        return executor
+
+    def check_fit(self, epochs: int, resume: bool) -> None:
+        """Checks what ``fit`` is given.
+
+        Raises:
+            ConfigError: the arguments make no sense, or a new run would overwrite an older run's checkpoints.
+        """
+        folder = self.checkpoint_dir
+        problems = [_whole("epochs", epochs, 1)]
+        if resume and folder is None:
+            problems.append("resume=True needs checkpoint_dir, the folder that holds the checkpoints.")
+        if not resume and folder is not None and checkpoint.any_in(folder):
+            problems.append(
+                f"{folder} holds the checkpoints of an earlier run: pass resume=True to go on with it, or another "
+                "checkpoint_dir to begin anew."
+            )
+        found = [problem for problem in problems if problem]
+        if found:
+            raise ConfigError(problem_list("Trainer.fit cannot start", found))
+
+
+def _factory(name: str, value: object, example: str) -> str | None:
+    if value is None and name != "optimizer":
+        return None
+    if callable(value) and not isinstance(value, Optimizer | LRScheduler):
+        return None
+    return f"{name} must be a callable that makes one, such as {example}; got a {type(value).__name__}."
+
+
+def _whole(name: str, value: object, least: int) -> str | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        return None
+    return f"{name}={value!r} is not an integer of at least {least}."

@@ -1,0 +1,164 @@
+"""``Trainer``: epochs over a ``LocalModel``, on one device or several, that can be interrupted and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localize.errors import ConfigError
+from localize.model import LocalModel, OptimizerFactory
+from localize.runtime import batches, history, metrics, seeding
+from localize.runtime.options import Options, SchedulerFactory, StepCallback
+from localize.runtime.precision import autocast_for
+from localize.runtime.progress import ProgressBar
+from localize.runtime.run import Run
+from localize.runtime.update import OnNonfinite
+
+
+class Trainer:
+    """Trains a model in local-learning form, part by part.
+
+    Args:
+        local: the model; training it trains ``local.to_standard()``.
+        optimizer: makes an optimizer from parameters: ``functools.partial(torch.optim.Adam, lr=1e-3)``. Called once
+            a part, and once a head where the method trains heads apart.
+        head_optimizer: the same for heads, which then get optimizers of their own.
+        scheduler: makes a learning-rate schedule from an optimizer; stepped once an epoch.
+        device: moves the model there; None leaves it where it is.
+        precision: ``fp32``, ``bf16`` or ``fp16``: autocast of forward passes, with loss scaling for ``fp16``.
+        executor: ``sequential``: one process runs all parts.
+        seed: of data order, augmentation and dropout. Training is a function of it: nothing that the caller
+            draws at random before, between or after batches changes the result.
+        checkpoint_dir: where training state is written, so that ``fit(..., resume=True)`` can go on.
+        log_dir: where ``history.jsonl`` and ``history.csv`` are kept up to date.
+        clip_grad_norm: largest norm of the gradients of one optimizer's parameters.
+        on_nonfinite: ``raise`` stops at a loss that is not finite and names the part; ``skip`` leaves out the
+            update of a part whose gradients are not finite, puts its buffers back and counts it in the history.
+        compile: runs parts and heads through ``torch.compile`` (from the first batch on, and for good). The
+            representation below a classifier that a method splits off is not compiled.
+        split_batch: batch → (inputs, target), for loaders that yield something else.
+        checkpoint_every: steps between checkpoints; None: one after each epoch. One is written at the end anyway.
+        progress: a bar on stderr; None: only where that is a terminal.
+        on_step: called after every step with its number (from 1) and what each part reports. It may raise.
+
+    Attributes:
+        history: a row an epoch: ``epoch`` (from 1), ``step``, ``train_loss`` (one a part; None where a part has
+            none), ``train_accuracy``, ``val_loss``, ``val_accuracy`` (by exit), ``lr`` (one a parameter group),
+            ``skipped`` (updates left out, by part), ``seconds`` of training and ``samples_per_second``.
+
+    Raises:
+        ConfigError: options that make no sense, all of them at once.
+        PlacementError: the executor cannot run here.
+    """
+
+    def __init__(
+        self,
+        local: LocalModel,
+        *,
+        optimizer: OptimizerFactory,
+        head_optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        device: torch.device | str | None = None,
+        precision: str = "fp32",
+        executor: str = "sequential",
+        seed: int = 0,
+        checkpoint_dir: str | Path | None = None,
+        log_dir: str | Path | None = None,
+        clip_grad_norm: float | None = None,
+        on_nonfinite: OnNonfinite = "raise",
+        compile: bool = False,
+        split_batch: batches.SplitBatch | None = None,
+        checkpoint_every: int | None = None,
+        progress: bool | None = None,
+        on_step: StepCallback | None = None,
+    ) -> None:
+        self.options = Options(
+            optimizer=optimizer,
+            head_optimizer=head_optimizer,
+            scheduler=scheduler,
+            precision=precision,
+            executor=executor,
+            seed=seed,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            log_dir=None if log_dir is None else Path(log_dir),
+            clip_grad_norm=clip_grad_norm,
+            on_nonfinite=on_nonfinite,
+            compile=compile,
+            split_batch=split_batch or batches.split_batch,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+            on_step=on_step,
+        )
+        self.local = local
+        self.history: list[history.Row] = []
+        self.device = place(local, device)
+        if compile:
+            for module in [*local.parts, *(head for head in local.heads if head is not None)]:
+                module.compile()
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]:
+        """Loss and accuracy of every exit, in eval mode and the trainer's precision.
+
+        Returns:
+            ``{"loss", "accuracy", "samples", "exits": {1: {"loss", "accuracy"}, …, K: …}}``; the outer two are the
+            last exit's. ``accuracy`` is None for regression.
+
+        Raises:
+            ConfigError: the loader is empty, or its batches have an unknown form.
+            TaskError: a target does not fit the task.
+        """
+        autocast = autocast_for(self.options.precision, self.device)
+        return metrics.evaluate(self.local, loader, self.options.split_batch, self.device, autocast)
+
+    def fit(
+        self, train: Iterable[Any], val: Iterable[Any] | None = None, epochs: int = 1, resume: bool = False
+    ) -> list[history.Row]:
+        """Trains until ``epochs`` epochs are done; returns ``history``.
+
+        Without ``resume`` this is a new run, from the weights the model has now. With it, the run in
+        ``checkpoint_dir`` goes on, from the middle of an epoch if need be, and ends bit for bit where it would have
+        ended without the interruption; where there is no checkpoint yet, a new run starts. ``epochs`` counts from
+        the beginning of the run, so that a finished run returns at once.
+
+        ``train`` must yield batches anew each time it is iterated, in an order that depends on torch's, Python's or
+        NumPy's random numbers, or on ``set_epoch``; a resumed epoch iterates over the batches already done.
+
+        Raises:
+            ConfigError: an argument makes no sense, or the loader is empty.
+            TaskError: a target does not fit the task.
+            CheckpointError: the checkpoint is damaged or of another run, or cannot be written.
+            LocalizeError: a loss is not finite; the message names part, epoch and batch.
+        """
+        self.options.check_fit(epochs, resume)
+        self.local.train()
+        run = Run(self.local, self.options, self.device)
+        self.history = run.state.history
+        if resume:
+            run.resume()
+            self.history = run.state.history
+        with ProgressBar(epochs, self.options.progress) as bar:
+            while run.state.epoch < epochs:
+                with seeding.ambient(run.generators, self.options.seed, run.state.epoch):
+                    run.train_epoch(train, bar)
+                    scores = self.evaluate(val) if val is not None else None
+                run.end_epoch(scores, bar, last=run.state.epoch + 1 >= epochs)
+        return self.history
+
+
+def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
+    """Moves the model, if asked to; returns where it is.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if device is not None:
+        try:
+            local.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    anything: Tensor | None = next(local.parameters(), next(local.buffers(), None))
+    return anything.device if anything is not None else torch.device("cpu")
