@@ -91,9 +91,11 @@ class CallSignature:
 
 def _arguments(forward: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
-        return dict(forward.bind(*args, **kwargs).arguments)
+        bound = forward.bind(*args, **kwargs)
     except TypeError as error:
         raise ConfigError(f"The inputs do not fit the model's forward{forward}: {error}.") from error
+    bound.apply_defaults()  # an option left out and its default given are the same call
+    return dict(bound.arguments)
 
 
 def _identifier(path: tuple[Any, ...]) -> str:

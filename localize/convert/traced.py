@@ -65,11 +65,30 @@ class TracedModel:
         """A ``GraphModule`` of one mode, for interpreters. It shares all modules and tensors."""
         graph = self.graph(training)
         targets = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-        return fx.GraphModule({t: self.resolve(t) for t in targets}, graph)
+        module = fx.GraphModule({}, fx.Graph())
+        for target in sorted(targets, key=lambda t: t.count(".")):
+            _install(module, target, self.resolve(target))
+        module.graph = graph
+        return module
 
     def run(self, leaves: Sequence[Tensor], training: bool) -> Any:
         """Runs the graph of one mode on flat inputs; the model's output in its own structure."""
         return self.outputs[training].restore(self.runnable(training)(*leaves))
+
+
+def _install(module: nn.Module, target: str, value: Any) -> None:
+    """Makes ``value`` an attribute at a dotted path; never writes into a module of the user's on the way."""
+    *path, name = target.split(".")
+    for step in path:
+        if not hasattr(module, step):
+            setattr(module, step, nn.Module())
+        module = getattr(module, step)
+        if type(module) is not nn.Module:
+            return  # a module that was installed as a whole, and holds the target already
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value, persistent=False)
+    else:
+        setattr(module, name, value)
 
 
 @dataclass(frozen=True)
