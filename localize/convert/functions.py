@@ -170,7 +170,10 @@ def signature_with_flag(function: Any) -> inspect.Signature | None:
     """The signature of a Python function that has a ``training`` parameter."""
     if not isinstance(function, FunctionType):
         return None
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # Tensor.__pow__ and others wrap a built-in that has none
+        return None
     return signature if "training" in signature.parameters else None
 
 

@@ -86,6 +86,7 @@ class _Session:
         """Runs the model once in one mode. Whatever happens, the model is as before."""
         with ExitStack() as stack:
             state = stack.enter_context(preserved(self._model))
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             self._model.train(training)
             inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in self._leaves]

@@ -23,11 +23,12 @@ from localize.convert.functions import (
     tensors_of,
 )
 from localize.convert.leaves import LeafPolicy, is_library
+from localize.convert.numbers import Origin
 from localize.convert.obstacle import user_location
 from localize.convert.restore import RandomState
 from localize.convert.sizes import check_count, plain
 from localize.convert.values import check_value
-from localize.convert.writer import GraphWriter, Origin
+from localize.convert.writer import GraphWriter
 
 Call = Callable[..., Any]
 
@@ -198,7 +199,9 @@ class Recorder(TorchFunctionMode):
                 raise self._writer.obstacle(f"the attribute {attribute!r} of a tensor is set")
             value = func(*args)
             if attribute == "shape":
-                return self._sizes(tensor, "size", value)
+                return self._writer.numbers.sizes(tensor, "size", value)
+            if attribute == "device":
+                return self._writer.numbers.device(tensor, value)
             if not isinstance(value, Tensor) or value is tensor:
                 return value
             node = self._writer.create("call_function", getattr, (self._writer.node_of(tensor), attribute))
@@ -207,12 +210,9 @@ class Recorder(TorchFunctionMode):
     def _read_size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         value = func(*plain(args), **plain(kwargs))
         if not isinstance(value, int):
-            return self._sizes(args[0], name, value)
+            return self._writer.numbers.sizes(args[0], name, value)
         axis = [int(a) if isinstance(a, int) else a for a in plain((*args[1:], *kwargs.values()))]
-        return self._writer.size(args[0], name, value, *axis)
-
-    def _sizes(self, tensor: Tensor, method: str, values: Any) -> Any:
-        return type(values)([self._writer.size(tensor, method, v, i) for i, v in enumerate(values)])
+        return self._writer.numbers.size(args[0], name, value, *axis)
 
     def _read_value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Values leave the graph: harmless where they are constant, guarded where they follow from sizes."""

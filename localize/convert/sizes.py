@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -32,7 +33,11 @@ class SizeSink(Protocol):
 
 
 class RecordedInt(int):
-    """An integer with the node that computes it. The node is made on first use: most sizes are never used."""
+    """An integer with the node that computes it. The node is made on first use: most sizes are never used.
+
+    CPython hides a few readers of an int subclass: a float on the left (``0.5 * n``), list indices and slices.
+    They get the plain number without a guard; the check at a second batch size finds what goes wrong by that.
+    """
 
     sink: SizeSink
     _node: fx.Node | Callable[[], fx.Node]
@@ -97,6 +102,10 @@ class RecordedInt(int):
         return self if digits is None else round(self.pin(), digits)
 
     def __hash__(self) -> int:
+        if str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] == "einops":
+            raise TypeError(
+                "symbolic sizes cannot be hashed"
+            )  # which tells einops not to take them from its cache
         return hash(self.plain)
 
     def __copy__(self) -> int:

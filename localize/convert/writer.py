@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from localize.convert.constants import Constants
 from localize.convert.modes import Extras
+from localize.convert.numbers import Numbers, Origin
 from localize.convert.obstacle import Obstacle, user_location
-from localize.convert.sizes import RecordedInt, check_size
+from localize.convert.sizes import RecordedInt
 
 _PLAIN = (
     int,
@@ -29,14 +29,6 @@ _PLAIN = (
     torch.layout,
     torch.memory_format,
 )
-
-
-class Origin(IntEnum):
-    """What a value depends on; the highest of what it was made from."""
-
-    CONSTANT = 0
-    SIZE = 1  # on the inputs' shapes only
-    DATA = 2  # on inputs, parameters, buffers or random numbers
 
 
 class GraphWriter:
@@ -57,9 +49,7 @@ class GraphWriter:
         self._attributes: dict[str, fx.Node] = {}
         self._storage_numbers = storage_numbers
         self._storages: dict[int, int] = {}
-        self._sizes: dict[tuple[Any, ...], RecordedInt] = {}
-        self._guards: set[tuple[Any, ...]] = set()
-        self._last_placeholder: fx.Node | None = None
+        self.numbers = Numbers(self)
 
     @property
     def scope(self) -> str:
@@ -72,7 +62,7 @@ class GraphWriter:
         node = self.graph.placeholder(name)
         self._describe(node, Origin.DATA)
         self._remember(tensor, node)
-        self._last_placeholder = node
+        self.numbers.last_placeholder = node
 
     def create(
         self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -107,8 +97,9 @@ class GraphWriter:
     def close(self) -> None:
         """Lets go of all tensors; recorded integers that survive are ordinary from now on."""
         self.is_open = False
-        for memory in (self._nodes, self._alive, self._sizes):
-            memory.clear()
+        self._nodes.clear()
+        self._alive.clear()
+        self.numbers.clear()
 
     # -- values → arguments
 
@@ -117,7 +108,9 @@ class GraphWriter:
         if isinstance(value, Tensor):
             return self.node_of(value)
         if isinstance(value, RecordedInt):
-            return value.node if value.sink is self else value.plain
+            return value.node if value.sink is self.numbers else value.plain
+        if isinstance(value, torch.device):
+            return self.numbers.device_node(value) or value
         if isinstance(value, _PLAIN):
             return value
         if isinstance(value, slice):
@@ -137,6 +130,10 @@ class GraphWriter:
         if isinstance(value, range):
             return list(value)
         raise self.obstacle(f"an argument is a {type(value).__name__}, which a graph cannot hold")
+
+    def maker(self, tensor: Tensor) -> fx.Node | None:
+        """The node that made a tensor; None for parameters and constants."""
+        return self._nodes.get(id(tensor))
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that made a tensor, or the attribute that holds it."""
@@ -169,7 +166,7 @@ class GraphWriter:
         if isinstance(value, Tensor):
             return self._bind_tensor(value, node, in_place)
         if type(value) is int:
-            return RecordedInt(value, self, node)
+            return RecordedInt(value, self.numbers, node)
         if not _matters(value):
             return value
         if isinstance(value, tuple | list):
@@ -236,43 +233,6 @@ class GraphWriter:
             holder = self._nodes.get(id(tensor))
             if holder is not None:
                 self.origins[holder] = max(self.origins[holder], self.origins[node])
-
-    # -- sizes
-
-    def size(self, tensor: Tensor, method: str, value: int, *args: Any) -> int:
-        """An integer that ``tensor.method(*args)`` gives. Parameters and constants never change theirs."""
-        source = self._nodes.get(id(tensor))
-        if source is None:
-            return value
-        key = (source, method, *args)
-        if key not in self._sizes:
-            self._sizes[key] = RecordedInt(value, self, lambda: self._size_node(source, method, args))
-        return self._sizes[key]
-
-    def _size_node(self, source: fx.Node, method: str, args: tuple[Any, ...]) -> fx.Node:
-        """Right behind the tensor it belongs to, which need not stay alive for it then."""
-        behind = self._last_placeholder if source.op == "placeholder" else source
-        with self.graph.inserting_after(behind):
-            node = self.create("call_method", method, (source, *args))
-        self.origins[node] = Origin.SIZE
-        node.meta["scope"] = source.meta["scope"]
-        node.meta["number"] = True
-        return node
-
-    def emit_size(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        """Integer arithmetic."""
-        node = self.create("call_function", function, tuple(self.argument(arg) for arg in args))
-        node.meta["number"] = True
-        return node
-
-    def emit_guard(self, value: RecordedInt, comparison: str, other: int, outcome: bool) -> None:
-        """A check at run time that a decision on a size comes out as it did now."""
-        left, right = self.argument(value), self.argument(other)
-        key = (left, comparison, right)
-        if left is right or key in self._guards:
-            return
-        self._guards.add(key)
-        self.create("call_function", check_size, (left, comparison, right, bool(outcome), user_location()))
 
 
 def registered_names(root: nn.Module) -> dict[int, str]:

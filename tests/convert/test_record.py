@@ -225,6 +225,25 @@ class OwnFunction(nn.Module):
         return self.last(Double.apply(self.first(x)))
 
 
+class Operators(nn.Module):
+    """Every spelling of arithmetic: operators, reflected, augmented, functions, methods, properties."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        y = 2 ** (1 - x / 3) - x**2 + (3 // (x.detach().abs() + 1)) + 1 / (x * x + 1) + x % 2 - -x
+        y = y @ x.T @ x.mT.T + torch.pow(x, 2) + x.pow(3) + torch.special.expm1(x) + abs(x)
+        y -= torch.where((x > 0) & ~(x >= 1) | (x == 0), x, y)
+        y[:, 1:3] *= 2
+        y = torch.add(y, x, alpha=2, out=None)
+        return torch.stack([*y.split(2, dim=1)], dim=1).amax(1) + torch.linalg.vector_norm(
+            x, dim=1, keepdim=True
+        )
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -301,6 +320,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ..
     "no-grad": (FrozenBelow, vectors),
     "gated": (Gated, vectors),
     "autograd-function": (OwnFunction, vectors),
+    "operators": (Operators, vectors),
     "attention": (Attention, attended),
     "hooks": (hooked, images),
     "weight-norm": (weight_normed, vectors),

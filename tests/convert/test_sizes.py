@@ -208,3 +208,22 @@ def test_integers_that_leaves_return_stay_live() -> None:
 
     model = Uses()
     assert_same(model, capture(model, torch.randn(2, 6, 4)), torch.randn(3, 5, 4))
+
+
+def test_einops_is_told_that_sizes_are_symbols(sink: Sink) -> None:
+    """It caches by shape: the second recording got the first one's sizes, and every size was pinned."""
+    namespace: dict[str, Any] = {"__name__": "einops.einops"}
+    exec("def lookup(cache, size): return cache[size]", namespace)
+    with pytest.raises(TypeError, match="symbolic"):
+        namespace["lookup"]({6: 1}, recorded(6, sink))
+
+
+def test_devices_are_read_at_run_time() -> None:
+    """A part may run on another device than the example did."""
+    model = Model(lambda x: x + torch.arange(4.0, device=x.device))
+    traced = capture(model, torch.randn(2, 6, 4))
+    arange = next(n for n in traced.train_graph.nodes if n.name == "arange")
+    assert arange.kwargs["device"].args[1] == "device"
+    assert_same(model, traced, torch.randn(3, 6, 4))
+    model.to("meta")
+    assert traced.run([torch.randn(2, 6, 4, device="meta")], training=True).is_meta
