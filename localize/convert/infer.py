@@ -98,7 +98,7 @@ def _shapes_for(layer: nn.Module, sizes: tuple[int, ...]) -> Iterator[tuple[int,
 def _fits(model: nn.Module, candidate: Tensor) -> bool:
     """Whether the model's forward takes ``candidate``, on fake tensors and in eval mode."""
     args, kwargs = as_call(candidate)
-    with untouched([model], training=False, contents=False), torch.no_grad():
+    with untouched([model], training=False), torch.no_grad():
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 model(*[mode.from_tensor(a) for a in args], **kwargs)

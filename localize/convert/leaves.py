@@ -17,6 +17,9 @@ _CONTAINERS = (
 )
 
 
+_STATEFUL = nn.modules.batchnorm._NormBase  # a user's kind of it counts batches in train mode only
+
+
 class LeafPolicy:
     """A leaf is called as it is, so that its own flags, hooks and buffers stay live."""
 
@@ -32,7 +35,7 @@ class LeafPolicy:
             return True
         if type(module) in _CONTAINERS:
             return bool(module._backward_hooks or module._backward_pre_hooks)
-        if is_library(module):
+        if is_library(module) or isinstance(module, _STATEFUL):
             return True
         # Hooks on gradients are attached by the module's own call, which a graph of its insides does not make.
         return not module._modules or bool(module._backward_hooks or module._backward_pre_hooks)
