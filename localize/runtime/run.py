@@ -78,7 +78,7 @@ class Run:
         for number, (inputs, target) in enumerate(self._located(train), 1):
             if number <= done:
                 continue
-            reports = self._step(inputs, target)
+            reports = self.step(inputs, target)
             state.tally.seconds = spent + time.perf_counter() - started
             every = self.options.checkpoint_every
             if every is not None and state.step % every == 0:
@@ -104,7 +104,7 @@ class Run:
                 return
             yield pair
 
-    def _step(self, inputs: Any, target: Any) -> list[StageReport]:
+    def step(self, inputs: Any, target: Any) -> list[StageReport]:
         state, updater = self.state, self.updater
         with self._place(state.batch + 1), seeding.Seeded(
             self.generators, seeding.derive(self.options.seed, 0, state.step)
