@@ -426,3 +426,22 @@ def test_value_dependent_blocks_stay_whole() -> None:
     assert targets == ["gates.0", "gates.1", "head"]
     assert "gates.0, gates.1" in traced.notes[0]
     assert "test_record.py" in traced.notes[0]
+
+
+def test_own_kinds_of_batch_norm_are_leaves() -> None:
+    """They count batches in train mode only, which made two graphs of most timm models."""
+
+    class NormAct(nn.BatchNorm1d):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.num_batches_tracked.add_(1)
+            return self.act(super().forward(x))
+
+    model = nn.Sequential(nn.Linear(4, 4), NormAct(4))
+    traced = capture(model, *vectors(2))
+    assert traced.modes_agree
+    assert_same(model, traced, *vectors(3))
