@@ -58,7 +58,9 @@ def pairs(loader: Iterable[Any], split: SplitBatch) -> Iterator[tuple[Any, Any]]
         empty = False
         pair = split(batch)
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise ConfigError(f"split_batch must return (inputs, target); it returned a {type(pair).__name__}.")
+            raise ConfigError(
+                f"split_batch must return (inputs, target); it returned a {type(pair).__name__}."
+            )
         yield pair
     if empty:
         raise ConfigError(

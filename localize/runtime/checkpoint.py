@@ -32,7 +32,12 @@ from torch import Tensor
 from localize.errors import CheckpointError
 
 FORMAT = 1
-STATE, WEIGHTS, OPTIMIZER, TRAINER = "state.json", "weights.safetensors", "optimizer.safetensors", "trainer.pt"
+STATE, WEIGHTS, OPTIMIZER, TRAINER = (
+    "state.json",
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "trainer.pt",
+)
 LATEST = "latest"
 _PREFIX, _PARTIAL = "step-", ".partial"
 
@@ -170,7 +175,11 @@ def load(folder: Path) -> Snapshot | None:
         name = complete[-1]  # killed between the renaming and the very first `latest`
     path = folder / name
     if not path.is_dir():
-        there = f"there are {', '.join(complete)}; write one of these names into it" if complete else "none is there"
+        there = (
+            f"there are {', '.join(complete)}; write one of these names into it"
+            if complete
+            else "none is there"
+        )
         raise CheckpointError(f"{folder / LATEST} names {name!r}, which does not exist: {there}.")
     about = _read_state(path, complete)
     for file, size in about["file_bytes"].items():

@@ -30,7 +30,9 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
         _replace(folder / JSONL, "".join(json.dumps(_plain(row)) + "\n" for row in rows))
         _replace(folder / CSV, _table(rows))
     except OSError as error:
-        raise ConfigError(f"The history cannot be written to {folder}: {error}. Pass another log_dir.") from error
+        raise ConfigError(
+            f"The history cannot be written to {folder}: {error}. Pass another log_dir."
+        ) from error
 
 
 def flat(row: Row) -> dict[str, Any]:

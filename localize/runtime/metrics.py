@@ -49,7 +49,9 @@ class Tally:
 
     def add(self, reports: Sequence[StageReport], samples: int, skipped: Sequence[int]) -> None:
         """One batch; ``skipped`` are the parts whose update was left out."""
-        losses = [r.loss.to(self.loss.dtype) if r.loss is not None else self.loss.new_zeros(()) for r in reports]
+        losses = [
+            r.loss.to(self.loss.dtype) if r.loss is not None else self.loss.new_zeros(()) for r in reports
+        ]
         values = torch.stack(losses)
         finite = values.isfinite()
         self.loss += torch.where(finite, values, 0.0) * samples
@@ -74,7 +76,12 @@ class Tally:
     def state(self) -> dict[str, Any]:
         """Plain data and tensors: what a checkpoint in the middle of an epoch keeps."""
         tensors = {name: getattr(self, name).cpu() for name in ("loss", "weight", "hits")}
-        plain = {"measured": self.measured, "skipped": self.skipped, "samples": self.samples, "seconds": self.seconds}
+        plain = {
+            "measured": self.measured,
+            "skipped": self.skipped,
+            "samples": self.samples,
+            "seconds": self.seconds,
+        }
         return tensors | {name: list(v) if isinstance(v, list) else v for name, v in plain.items()}
 
     def load(self, state: dict[str, Any]) -> None:

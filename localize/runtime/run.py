@@ -36,7 +36,9 @@ class Run:
             stage.measure = lambda logits, target: metrics.hits(local.task, logits, target)
         optimizers = local.optimizers(options.optimizer, options.head_optimizer)
         if not optimizers:
-            raise ConfigError("The model has no parameter that requires a gradient; there is nothing to train.")
+            raise ConfigError(
+                "The model has no parameter that requires a gradient; there is nothing to train."
+            )
         owners = members(self.stages, optimizers)
         by_optimizer = [scalers.get(min(owner)[0]) for owner in owners]
         self.updater = OptimizerSteps(
@@ -106,8 +108,9 @@ class Run:
 
     def step(self, inputs: Any, target: Any) -> list[StageReport]:
         state, updater = self.state, self.updater
-        with self._place(state.batch + 1), seeding.Seeded(
-            self.generators, seeding.derive(self.options.seed, 0, state.step)
+        with (
+            self._place(state.batch + 1),
+            seeding.Seeded(self.generators, seeding.derive(self.options.seed, 0, state.step)),
         ):
             self.local.task.check_target(target)
             inputs, target = batches.to_device(inputs, self.device), batches.to_device(target, self.device)

@@ -102,7 +102,7 @@ class TrainingState:
         try:
             self._check(snapshot.about, where)
             loads = self._optimizer_states(snapshot, where)
-            put_weights(self.local, snapshot.weights, where)
+            self._put_weights(snapshot, where)
             for optimizer, state in zip(self.optimizers, loads, strict=True):
                 optimizer.load_state_dict(state)
             self._restore_companions(snapshot)
@@ -121,11 +121,27 @@ class TrainingState:
                 f"here is {own['model']['class']} with {own['model']['parameters']}, or has other shapes"
             )
         if about["method"] != own["method"]:
-            problems.append(f"its method is {_method(about['method'])}, and here it is {_method(own['method'])}")
+            problems.append(
+                f"its method is {_method(about['method'])}, and here it is {_method(own['method'])}"
+            )
         if about["seed"] != own["seed"]:
-            problems.append(f"its seed is {about['seed']}, and here it is {own['seed']}: the order of data differs")
+            problems.append(
+                f"its seed is {about['seed']}, and here it is {own['seed']}: the order of data differs"
+            )
         if problems:
             raise CheckpointError(problem_list(f"The checkpoint in {where} is of another run", problems))
+
+    def _put_weights(self, snapshot: Snapshot, where: str) -> None:
+        then, now = snapshot.about["cuts"], list(self.local.plan.cuts)
+        try:
+            put_weights(self.local, snapshot.weights, where)
+        except CheckpointError as error:
+            if then == now:
+                raise
+            raise CheckpointError(
+                f"{error}\nThe model was cut after {', '.join(then) or 'nothing'} then, and here it is cut after "
+                f"{', '.join(now) or 'nothing'}: heads with weights fit their own cuts only. Convert with cuts={then}."
+            ) from error
 
     def _optimizer_states(self, snapshot: Snapshot, where: str) -> list[dict[str, Any]]:
         names = parameter_names(self.local)
@@ -143,14 +159,18 @@ class TrainingState:
                 kind, saved = _group_of(own[0], snapshot.trainer["optimizers"])
                 if kind is None or kind != type(optimizer).__qualname__:
                     found = f"by {kind}" if kind else "by nothing"
-                    problems.append(f"{own[0]} was trained {found}, and here it is by {type(optimizer).__qualname__}")
+                    problems.append(
+                        f"{own[0]} was trained {found}, and here it is by {type(optimizer).__qualname__}"
+                    )
                 positions = range(position, position + len(own))
                 groups.append({**saved, "params": list(positions)})
                 state |= {i: entries[name] for i, name in zip(positions, own, strict=True) if name in entries}
                 position += len(own)
             states.append({"state": state, "param_groups": groups})
         if problems:
-            raise CheckpointError(problem_list(f"The checkpoint in {where} has other optimizers", problems[:8]))
+            raise CheckpointError(
+                problem_list(f"The checkpoint in {where} has other optimizers", problems[:8])
+            )
         return states
 
     def _restore_companions(self, snapshot: Snapshot) -> None:

@@ -159,6 +159,8 @@ def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
         try:
             local.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+            raise ConfigError(
+                f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
+            ) from error
     anything: Tensor | None = next(local.parameters(), next(local.buffers(), None))
     return anything.device if anything is not None else torch.device("cpu")

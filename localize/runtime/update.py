@@ -115,7 +115,9 @@ class OptimizerSteps:
             if not any(scaler is other for other in self._scaled):
                 self._scaled.append(scaler)
         apply = True
-        if parameters and (self.clip_grad_norm is not None or self.on_nonfinite == "skip" or scaler is not None):
+        if parameters and (
+            self.clip_grad_norm is not None or self.on_nonfinite == "skip" or scaler is not None
+        ):
             limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
             norm = float(nn.utils.clip_grad_norm_(parameters, limit))
             self.grad_norms[index] = norm

@@ -8,7 +8,6 @@ import pytest
 
 from localize import ConfigError
 from localize.runtime import history
-
 from tests.runtime.helpers import Breaking, Interruption, converted, loader, timeless, trainer
 
 ROWS = [
@@ -29,10 +28,22 @@ def table(folder: Path) -> list[dict[str, str]]:
 def test_rows_become_lines_and_a_flat_table(tmp_path: Path) -> None:
     history.write(tmp_path / "log", ROWS)
     first, second = lines(tmp_path / "log")
-    assert first == {"epoch": 1, "train_loss": [None, 2.0], "val_accuracy": {"1": 0.5, "2": 0.75}, "seconds": 1.5}
+    assert first == {
+        "epoch": 1,
+        "train_loss": [None, 2.0],
+        "val_accuracy": {"1": 0.5, "2": 0.75},
+        "seconds": 1.5,
+    }
     assert second["train_loss"] == [None, None], "NaN is not JSON"
     top, below = table(tmp_path / "log")
-    assert list(top) == ["epoch", "train_loss.1", "train_loss.2", "val_accuracy.1", "val_accuracy.2", "seconds"]
+    assert list(top) == [
+        "epoch",
+        "train_loss.1",
+        "train_loss.2",
+        "val_accuracy.1",
+        "val_accuracy.2",
+        "seconds",
+    ]
     assert top["train_loss.1"] == ""
     assert top["val_accuracy.2"] == "0.75"
     assert below["val_accuracy.2"] == ""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 from localize.runtime import seeding
-
 from tests.runtime.helpers import BATCHES, assert_same, converted, data, loader, model, tensors, trainer
 
 CPU = seeding.generators(torch.device("cpu"))
@@ -74,7 +73,9 @@ class EpochOrder(Sampler[int]):
 
 def test_loaders_with_an_order_of_their_own_are_put_at_the_epoch() -> None:
     shuffled = DataLoader(data(), batch_size=6, sampler=EpochOrder())
-    with_generator = DataLoader(data(), batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(2))
+    with_generator = DataLoader(
+        data(), batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(2)
+    )
     sampler = RandomSampler(data(), generator=torch.Generator())
     batched = DataLoader(data(), batch_sampler=torch.utils.data.BatchSampler(sampler, 6, False))
     for each in (shuffled, with_generator, batched):
