@@ -33,7 +33,9 @@ CASES = {
     "a factory named build_model": "from torch import nn\ndef build_model():\n    return nn.Linear(2, 3)",
     "the only object": "from torch import nn\nencoder = nn.Linear(2, 3)",
     "the only class without required arguments": ONE_CLASS,
-    "an annotated factory": "from torch import nn\ndef make(width: int = 3) -> nn.Module:\n    return nn.Linear(2, width)",
+    "an annotated factory": (
+        "from torch import nn\ndef make(width: int = 3) -> nn.Module:\n    return nn.Linear(2, width)"
+    ),
     "an annotated factory, annotations as text": (
         "from __future__ import annotations\nfrom torch import nn\ndef make() -> nn.Linear:\n    return nn.Linear(2, 3)"
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 from localize import LocalModel, to_local
 from localize.cli.loading import byte_size, cut_names, example_inputs, open_model, part_count
@@ -12,6 +13,8 @@ from localize.cli.method_options import choose_method
 from localize.data import load_data
 from localize.errors import ConfigError
 from localize.source import FORMS
+from localize.spec import Balance
+from localize.task import TaskKind
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,10 @@ def build(recipe: Recipe) -> tuple[LocalModel, str]:
         example_inputs(source, recipe.input_shape, recipe.data, recipe.data_dir, recipe.download),
         method=method,
         parts=parts,
-        balance=recipe.balance,
+        balance=cast(Balance, recipe.balance),
         cuts=cut_names(recipe.cuts),
-        task=task,
-        tied=recipe.tied,
+        task=cast(TaskKind | None, task),
+        tied=cast(Literal["colocate", "untie"], recipe.tied),
         verify=recipe.verify,
         memory_budget_bytes=budget,
     )

@@ -33,7 +33,7 @@ def append_part(local: LocalModel, module: nn.Module, freeze_below: bool) -> Non
     if spec is None or top.route.hidden is None:
         raise CutError(
             f"Nothing can be put on top of {local.plan.model}: its last part has no hidden state below a classifier "
-            "of its own. Convert with more parts, so that the last part holds more than the classifier."
+            "of its own. Convert with fewer parts, or with cuts=[...] that leave it more than the classifier."
         )
     made = _output_spec(module, spec, local)
     part = _part_of(module, total + 1, top.route.hidden_name)

@@ -135,7 +135,7 @@ class Planner:
             costs = part_costs(self.traced, train, [points[True][i] for i in chosen], head_cost)
             return self._layout(points, chosen, *costs)
         wanted = parts if isinstance(parts, int) else None
-        points = respect_ties(self.traced, self.profiles, self.cut_points, wanted)
+        points = self._below_classifier(respect_ties(self.traced, self.profiles, self.cut_points, wanted), wanted)
         if parts == "auto":
             if memory_budget_bytes is None:
                 raise ConfigError("parts='auto' needs memory_budget_bytes=: what one part with its head may take.")
@@ -144,6 +144,23 @@ class Planner:
         return self._layout(
             points, *plan_cuts(self.traced, train, points[True], parts, self.balance, head_cost)
         )
+
+    def _below_classifier(
+        self, points: dict[bool, list[CutPoint]], parts: int | None
+    ) -> dict[bool, list[CutPoint]]:
+        """For methods that train the model's classifier apart: cuts that leave the last part more than that.
+
+        All of them where the model is too small for such a choice.
+        """
+        limit = self.classifier[True]
+        if not self.method.splits_classifier or limit is None:
+            return points
+        nodes = list(self.traced.graph(True).nodes)[: limit.position]
+        last_layer = max(i for i, node in enumerate(nodes) if self.profiles[True].nodes[node.name].params)
+        names = {point.name for point in points[True] if point.position <= last_layer}
+        if len(names) + 1 < (parts or 1):
+            return points
+        return {mode: [point for point in found if point.name in names] for mode, found in points.items()}
 
     def _layout(
         self, points: dict[bool, list[CutPoint]], chosen: Sequence[int], costs: Sequence[Cost], heads: Sequence[Cost]

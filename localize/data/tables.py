@@ -98,7 +98,7 @@ def _targets(values: list[str], task: str | None) -> tuple[Tensor, int | None]:
         if not numeric:
             raise ConfigError("csv: regression needs numbers in the target column.")
         return torch.tensor([[float(v)] for v in values]), None
-    names = sorted(set(values), key=(lambda v: float(v)) if numeric else None)  # type: ignore[arg-type]
+    names = sorted(set(values), key=(lambda v: float(v)) if numeric else None)
     index = {name: i for i, name in enumerate(names)}
     return torch.tensor([index[v] for v in values]), len(names)
 

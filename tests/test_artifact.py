@@ -1,0 +1,127 @@
+"""The artefact folder: what was saved comes back, and what is damaged is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import localize
+from localize import CheckpointError, to_local
+from tests.test_exact import METHODS, method_id
+from tests.test_local_model import sgd, trained
+from tests.zoo import BY_NAME, CASES, CLASSES, build
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=method_id)
+def test_save_and_load(case, method, tmp_path):
+    local = trained(case.name, method)
+    local.save(tmp_path / "artefact")
+    again = localize.load(tmp_path / "artefact", build(case, seed=5))
+    assert again.plan.cuts == local.plan.cuts
+    assert again.method == local.method and again.task == local.task
+    for (name, p), q in zip(local.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(p, q), name
+    x = case.inputs()
+    assert torch.equal(local.predict(x), again.predict(x))
+    names = {path.name for path in (tmp_path / "artefact").iterdir()}
+    assert names == {"plan.json", "weights.safetensors", *(f"part_{k}.py" for k in range(1, len(local.parts) + 1))}
+
+
+def test_names_in_the_weights_are_the_model_s_own(tmp_path):
+    from safetensors.torch import load_file
+
+    local = trained("cnn", METHODS[1])
+    local.save(tmp_path / "a")
+    names = set(load_file(tmp_path / "a" / "weights.safetensors"))
+    own = set(local.to_standard().state_dict())
+    assert own <= names
+    assert all(n.startswith("heads.") for n in names - own)
+    assert any(n.startswith("heads.1.") for n in names)
+
+
+def test_cuts_may_be_edited_by_hand(tmp_path):
+    local = trained("mlp", METHODS[0], parts=2)
+    local.save(tmp_path / "a")
+    path = tmp_path / "a" / "plan.json"
+    content = json.loads(path.read_text())
+    content["cuts"] = ["1", "3"]
+    path.write_text(json.dumps(content))
+    assert len(localize.load(tmp_path / "a", build(BY_NAME["mlp"])).parts) == 3
+
+
+def test_appended_parts_are_kept(tmp_path):
+    local = trained("cnn", METHODS[2])
+    local.append_part(nn.Linear(48, CLASSES))
+    local.save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="1 appended parts and 0 modules"):
+        localize.load(tmp_path / "a", build(BY_NAME["cnn"]))
+    again = localize.load(tmp_path / "a", build(BY_NAME["cnn"]), appended=[nn.Linear(48, CLASSES)])
+    x = BY_NAME["cnn"].inputs()
+    assert torch.equal(local.predict(x), again.predict(x))
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
+    local = trained("cnn", METHODS[1])
+    local.save(tmp_path / "a")
+    local.train_step(BY_NAME["cnn"].inputs(), BY_NAME["cnn"].targets(), local.optimizers(sgd))
+    local.save(tmp_path / "a")
+    again = localize.load(tmp_path / "a", build(BY_NAME["cnn"]))
+    assert torch.equal(local.predict(BY_NAME["cnn"].inputs()), again.predict(BY_NAME["cnn"].inputs()))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="no artefact of localize"):
+        trained("mlp", METHODS[0]).save(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_a_failed_save_leaves_the_old_artefact(tmp_path, monkeypatch):
+    local = trained("mlp", METHODS[0])
+    local.save(tmp_path / "a")
+    before = (tmp_path / "a" / "weights.safetensors").read_bytes()
+    monkeypatch.setattr("localize.artifact.json.dumps", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        local.save(tmp_path / "a")
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+DAMAGE = {
+    "truncated weights": ("weights.safetensors", lambda b: b[: len(b) // 2], "truncated or damaged"),
+    "empty weights": ("weights.safetensors", lambda b: b"", "truncated or damaged"),
+    "truncated plan": ("plan.json", lambda b: b[:40], "cannot be read"),
+    "plan of a newer version": ("plan.json", lambda b: b.replace(b'"format": 1', b'"format": 99'), "format 99"),
+    "plan without a format": ("plan.json", lambda b: b"{}", "no format version"),
+    "plan without cuts": ("plan.json", lambda b: b.replace(b'"cuts"', b'"cats"'), "lacks the entry 'cuts'"),
+    "plan of an unknown method": ("plan.json", lambda b: b.replace(b'"name": "bp"', b'"name": "bq"'), "bq"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_told(tmp_path, damage):
+    file, change, message = DAMAGE[damage]
+    trained("mlp", METHODS[0]).save(tmp_path / "a")
+    path = tmp_path / "a" / file
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(localize.LocalizeError, match=message):
+        localize.load(tmp_path / "a", build(BY_NAME["mlp"]))
+
+
+def test_missing_files_and_other_models_are_told(tmp_path):
+    with pytest.raises(CheckpointError, match="no artefact"):
+        localize.load(tmp_path)
+    trained("mlp", METHODS[0]).save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="holds .* the model given is"):
+        localize.load(tmp_path / "a", build(BY_NAME["cnn"]))
+    with pytest.raises(CheckpointError, match="names no source"):
+        localize.load(tmp_path / "a")
+    (tmp_path / "a" / "weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        localize.load(tmp_path / "a", build(BY_NAME["mlp"]))
