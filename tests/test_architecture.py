@@ -22,9 +22,9 @@ LAYERS = (
     {"spec", "task", "specstring", "signature"},
     {"heads.base", "libraries", "part"},
     {"heads.layers", "heads.registry", "model", "source"},
-    {"heads", "artifact", "data"},  # heads: one file a method
+    {"heads", "artifact"},  # heads: one file a method
     {"convert", "runtime"},  # never each other
-    {"api"},
+    {"api", "data"},
     {""},  # the package itself
     {"cli"},
 )

@@ -11,7 +11,7 @@ import typer
 from localize import Trainer
 from localize.cli import flags
 from localize.cli.exits import show_exits
-from localize.cli.loading import open_artefact
+from localize.cli.loading import check_fits, open_artefact
 from localize.cli.output import Output
 from localize.data import load_data
 
@@ -33,7 +33,9 @@ def evaluate(
     """
     out = Output.of(as_json, quiet)
     local = open_artefact(folder)
-    _, loader = load_data(data, data_dir, download).loaders(batch_size)
+    chosen = load_data(data, data_dir, download)
+    check_fits(local, data, chosen)
+    _, loader = chosen.loaders(batch_size)
     trainer = Trainer(local, optimizer=torch.optim.SGD, device=device)  # never stepped
     scores = trainer.evaluate(loader)
     brief = show_exits(out, local, scores)

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from localize import LocalModel, load
-from localize.data import load_data
+from localize.data import Data, load_data
 from localize.errors import ConfigError
 from localize.source import Source, read_source
 
@@ -38,6 +39,21 @@ def open_artefact(folder: str) -> LocalModel:
             "writes one."
         )
     return load(folder)
+
+
+def check_fits(local: LocalModel, name: str, data: Data) -> None:
+    """Raises ``ConfigError`` where the model cannot take what a data set gives, before anything is trained."""
+    inputs = data.example(_EXAMPLE_BATCH)
+    try:
+        local.predict(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = ", ".join(
+            f"{tuple(t.shape)} {t.dtype}" for t in tree_leaves(inputs) if isinstance(t, Tensor)
+        )
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"The model cannot take the inputs of {name!r} ({shapes}): {type(error).__name__}: {reason}"
+        ) from error
 
 
 def open_model(spec: str, seed: int) -> Source:

@@ -49,15 +49,15 @@ def find_method(name: str) -> type[Method]:
         return method_class(name)
     if not Path(file).is_file():
         raise ConfigError(f"No file {file!r} for the method.")
-    before = set(list_methods())
-    import_file(Path(file))
-    new = [n for n in list_methods() if n not in before]
-    if not rest and len(new) != 1:
+    module = import_file(Path(file)).__name__
+    theirs = [n for n in list_methods() if method_class(n).__module__ == module]
+    if (rest and rest not in theirs) or (not rest and len(theirs) != 1):
+        listed = f"the methods {', '.join(theirs)}" if theirs else "no method"
         raise ConfigError(
-            f"{file} registers {len(new) or 'no new'} methods{': ' + ', '.join(new) if new else ''}; say "
-            f"`{file}:name`, and decorate the class with @register_method."
+            f"{file} registers {listed}"
+            f"{f', not {rest!r}' if rest else ''}; decorate one with @register_method and say `{file}:name`."
         )
-    return method_class(rest or new[0])
+    return method_class(rest or theirs[0])
 
 
 def option_types(cls: type[Method]) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from localize.cli import flags
 from localize.cli import training_flags as tf
 from localize.cli.building import Recipe, build, the_model
 from localize.cli.exits import show_exits
-from localize.cli.loading import default_folder, is_artefact, open_artefact, save_into, writable_folder
+from localize.cli.loading import (
+    check_fits,
+    default_folder,
+    is_artefact,
+    open_artefact,
+    save_into,
+    writable_folder,
+)
 from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.cli.output import Output
 from localize.data import Loaders, load_data
@@ -107,6 +114,7 @@ def train(
     local, folder = _open(recipe, _given(context, _CONVERSION_FLAGS))
     folder = output or folder
     writable_folder(folder, force)
+    check_fits(local, data, chosen)
     trainer = Trainer(local, **settings)
     _run(out, trainer, local, chosen.loaders(batch_size, seed, workers), epochs, resume, folder)
 
@@ -148,7 +156,7 @@ def _run(
     folder: Path,
 ) -> None:
     train_loader, val_loader = loaders
-    out.text(str(local.plan))
+    out.note(str(local.plan))
     start = time.perf_counter()
     trainer.fit(train_loader, val_loader, epochs=epochs, resume=resume)
     out.note(f"{epochs} epochs with {local.method.name} in {time.perf_counter() - start:.1f} s")

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from localize.errors import ConfigError
+from localize.runtime.batches import split_batch
 
 VALIDATION_SHARE = 5  # one sample in five, where a source comes in one piece
 Loaders = tuple[DataLoader[Any], DataLoader[Any]]
@@ -92,9 +94,10 @@ class Data:
     def example(self, batch: int = 2) -> Any:
         """Inputs of the first ``batch`` training samples: an example to convert a model with."""
         if isinstance(self.train, DataLoader):
-            inputs = next(iter(self.train))[0]
-            return inputs[:batch] if isinstance(inputs, Tensor) else inputs
-        return default_collate([self.train[i] for i in range(min(batch, len(self.train)))])[0]
+            inputs, _ = split_batch(next(iter(self.train)))
+            return tree_map_only(Tensor, lambda tensor: tensor[:batch], inputs)
+        inputs, _ = split_batch(default_collate([self.train[i] for i in range(min(batch, len(self.train)))]))
+        return inputs
 
 
 def _loader(data: Any, batch_size: int, workers: int, seed: int | None) -> DataLoader[Any]:

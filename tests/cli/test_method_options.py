@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from localize.cli.method_options import choose_method, find_method, option_rows, option_types, type_name
 from localize.errors import ConfigError, LocalizeError, MethodError
+from localize.heads import registry
 from localize.heads.registry import list_methods, method_class
 
 OWN = """
@@ -29,11 +31,12 @@ class Own(Method):
 """
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> str:
-    path = tmp_path / "own_options.py"
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path = tmp_path_factory.mktemp("own") / "own_options.py"
     path.write_text(OWN)
-    return f"{path}:own_options"
+    yield f"{path}:own_options"
+    registry._registered.pop("own_options", None)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +57,14 @@ def test_flags_become_options(own: str, tokens: list[str], expected: dict[str, A
     method, arguments = choose_method(own, ["model.py", *tokens])
     assert method.options() == defaults | expected
     assert arguments == ["model.py"]
-    before, _ = choose_method(own, [*tokens, "model.py"] if tokens[-1:] != ["--keep"] else tokens)
+    before, _ = choose_method(own, [*tokens, "model.py"])
     assert before.options() == method.options()
+
+
+def test_a_file_s_only_method_needs_no_name(own: str) -> None:
+    assert find_method(own.removesuffix(":own_options")).name == "own_options"
+    with pytest.raises(ConfigError, match=r"registers the methods own_options, not 'other'"):
+        find_method(own.replace(":own_options", ":other"))
 
 
 def test_pairs_become_options(own: str) -> None:
@@ -93,7 +102,7 @@ def test_unknown_method_and_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No file"):
         find_method(str(tmp_path / "none.py"))
     (tmp_path / "empty.py").write_text("x = 1")
-    with pytest.raises(ConfigError, match="registers no new methods"):
+    with pytest.raises(ConfigError, match="registers no method"):
         find_method(str(tmp_path / "empty.py"))
 
 
