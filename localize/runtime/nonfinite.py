@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from localize.errors import LocalizeError
 from localize.runtime.stage import Stage
 
 
@@ -31,3 +34,22 @@ class Buffers:
     def forget(self) -> None:
         """After the batch, for all others."""
         self._before.clear()
+
+
+def check_weights(stages: Sequence[Stage], step: int) -> None:
+    """Makes sure that no checkpoint is written of weights from which training cannot go on.
+
+    A loss is looked at before each update, but finite losses can have gradients that are not (√x at 0).
+
+    Raises:
+        LocalizeError: weights are not finite; the message names the parts.
+    """
+    weights = {stage.number: [*stage.parameters("part"), *stage.parameters("head")] for stage in stages}
+    with torch.no_grad():
+        broken = [n for n, held in weights.items() if not all(bool(p.isfinite().all()) for p in held)]
+    if broken:
+        raise LocalizeError(
+            f"After step {step}, weights of part {', '.join(map(str, broken))} of {len(stages)} are not finite, though "
+            "the losses were: a gradient was not. No checkpoint was written and the last one is intact. Clip gradients "
+            "(clip_grad_norm=1.0), lower the learning rate, or pass on_nonfinite='skip'."
+        )

@@ -64,7 +64,7 @@ class Options:
             else f"executor={self.executor!r} is none of {', '.join(EXECUTORS)}."
             f"{did_you_mean(self.executor, EXECUTORS)}",
             _whole("seed", self.seed, 0),
-            _whole("checkpoint_every", self.checkpoint_every, 1),
+            None if self.checkpoint_every is None else _whole("checkpoint_every", self.checkpoint_every, 1),
             None
             if self.checkpoint_every is None or self.checkpoint_dir is not None
             else "checkpoint_every needs checkpoint_dir, the folder to write to.",
@@ -123,6 +123,6 @@ def _factory(name: str, value: object, example: str) -> str | None:
 
 
 def _whole(name: str, value: object, least: int) -> str | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return None
     return f"{name}={value!r} is not an integer of at least {least}."

@@ -15,7 +15,7 @@ from localize.errors import CheckpointError, ConfigError, LocalizeError
 from localize.model import LocalModel
 from localize.part import Call
 from localize.runtime import batches, checkpoint, history, metrics, precision, seeding
-from localize.runtime.nonfinite import Buffers
+from localize.runtime.nonfinite import Buffers, check_weights
 from localize.runtime.options import Options
 from localize.runtime.progress import ProgressBar
 from localize.runtime.sequential import stages_of
@@ -175,6 +175,7 @@ class Run:
     def save(self) -> None:
         """Writes a checkpoint."""
         assert self.options.checkpoint_dir is not None
+        check_weights(self.stages, self.state.step)
         checkpoint.save(self.options.checkpoint_dir, self.state.snapshot())
 
     def _row(self, scores: dict[str, Any] | None) -> history.Row:

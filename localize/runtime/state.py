@@ -27,6 +27,8 @@ def parameter_names(local: LocalModel) -> dict[int, str]:
     modules: list[tuple[str, nn.Module]] = [("", local.to_standard())]
     modules += [(f"appended.{i}.", module) for i, module in enumerate(local.appended, 1)]
     modules += [(f"heads.{i}.", head) for i, head in enumerate(local.heads, 1) if head is not None]
+    # Copies of tied parameters are in no module but their part.
+    modules += [(f"parts.{i}.", part) for i, part in enumerate(local.parts, 1)]
     names: dict[int, str] = {}
     for prefix, module in modules:
         for name, parameter in module.named_parameters():

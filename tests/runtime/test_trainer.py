@@ -222,6 +222,23 @@ def test_a_loss_that_is_not_finite_names_part_and_batch_and_the_checkpoint_stays
     assert_same(before, tensors(again))
 
 
+def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path) -> None:
+    """The loss is finite, its gradient is not: nothing notices until the next loss, or the next checkpoint."""
+    local = converted()
+    calls: list[int] = []
+
+    def burst(grad: Tensor) -> Tensor:
+        calls.append(1)
+        return grad * float("nan") if len(calls) == 4 else grad
+
+    next(local.parts[1].parameters()).register_hook(burst)
+    with pytest.raises(LocalizeError, match="After step 4, weights of part 2 of 3 are not finite"):
+        trainer(local, tmp_path, checkpoint_every=1).fit(loader(), epochs=1)
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    assert saved.about["step"] == 3
+
+
 @pytest.mark.parametrize("method", ["early_exit", "bp", "lct", "nwise"])
 def test_skip_leaves_no_trace_of_a_bad_batch(method: str) -> None:
     """Not even in the running statistics, which no optimizer step writes."""
