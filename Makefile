@@ -30,13 +30,13 @@ test-all: check  ## The test suite with its slow tests
 	$(BIN)/python -m pytest -m ''
 
 demo: $(READY)  ## Converts examples/model.py, trains it on digits, shows each exit's accuracy beside bp
-	$(BIN)/localize convert examples/model.py --method al --parts 4 -o $(DEMO)/al --force
-	$(BIN)/localize train $(DEMO)/al --data digits --epochs 15 --lr 2e-3
-	$(BIN)/localize convert examples/model.py --method bp --parts 4 -o $(DEMO)/bp --force --quiet
-	$(BIN)/localize train $(DEMO)/bp --data digits --epochs 15 --lr 2e-3 --quiet
-	@echo; echo "== Associated Learning: accuracy of every exit"
+	$(BIN)/localize convert examples/model.py --method al --parts 4 -o $(DEMO)/al
+	$(BIN)/localize train $(DEMO)/al --data digits --epochs 15 --lr 2e-3 > /dev/null
+	$(BIN)/localize convert examples/model.py --method bp --parts 4 -o $(DEMO)/bp --quiet
+	$(BIN)/localize train $(DEMO)/bp --data digits --epochs 15 --lr 2e-3 > /dev/null
+	@echo; echo "Associated Learning, four parts, no gradient between them: every exit is a model"
 	@$(BIN)/localize evaluate $(DEMO)/al --data digits
-	@echo; echo "== End to end (bp), same model and budget"
+	@echo; echo "The same model and budget, end to end (bp)"
 	@$(BIN)/localize evaluate $(DEMO)/bp --data digits
 
 bench: $(READY)  ## Runs the benchmarks that need no GPU

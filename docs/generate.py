@@ -32,7 +32,7 @@ def methods_page() -> str:
         page.append(f"\n## {cls.name}\n\n{cls.summary[:1].upper()}{cls.summary[1:]}.")
         options = option_rows(cls)
         if options:
-            cells = [[f"`{v}`" for v in row] for row in options]
+            cells = [(f"`{flag}`", f"`{kind}`", f"`{default}`".lower()) for flag, kind, default in options]
             page.append("\n" + table(("option", "type", "default"), cells))
     return "\n".join(page) + "\n"
 

@@ -27,6 +27,7 @@ LAYERS = (
     {"api", "data"},
     {""},  # the package itself
     {"cli"},
+    {"__main__"},
 )
 LAYER_OF = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 METHOD_MAY_IMPORT = {"heads.base", "heads.layers", "spec", "task", "errors"}

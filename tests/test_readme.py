@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^(<!-- test: skip.*-->\n)?```(sh|python)\n(.*?)^```", re.M | re.S)
-LOCALIZE = f"{sys.executable} -c 'import sys; from localize.cli.app import main; sys.exit(main())'"
+LOCALIZE = f"{sys.executable} -m localize"
 
 
 def blocks() -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ app = typer.Typer(
     name="localize",
     help="Turn any PyTorch model into local-learning form and train it part by part.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -67,7 +67,8 @@ def _describe(out: Output, cls: type[Method]) -> None:
     for key in ("reach", "feedback", "predicts", "source"):
         out.text(f"  {key:<9} {row[key]}")
     if options:
-        out.table(["option", "type", "default"], options)
+        shown = [(flag, kind, str(default).lower()) for flag, kind, default in options]
+        out.table(["option", "type", "default"], shown)
     else:
         out.text("  no options")
     listed = [{"flag": flag, "type": kind, "default": default} for flag, kind, default in options]

@@ -111,7 +111,7 @@ def train(
         download=download,
         seed=seed,
     )
-    local, folder = _open(recipe, _given(context, _CONVERSION_FLAGS))
+    local, folder = _open(recipe, _given(context, _CONVERSION_FLAGS), out)
     folder = output or folder
     writable_folder(folder, force)
     check_fits(local, data, chosen)
@@ -130,11 +130,12 @@ def _given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _open(recipe: Recipe, given: list[str]) -> tuple[LocalModel, Path]:
+def _open(recipe: Recipe, given: list[str], out: Output) -> tuple[LocalModel, Path]:
     """The model to train and the folder for it: an artefact as it is, anything else converted first."""
     artefacts = [token for token in recipe.tokens if is_artefact(token)]
     if not artefacts:
         local, name = build(recipe)
+        out.note(str(local.plan))
         return local, default_folder(name, local)
     given += [token for token in recipe.tokens if token.startswith("--")]
     if given:
@@ -156,7 +157,6 @@ def _run(
     folder: Path,
 ) -> None:
     train_loader, val_loader = loaders
-    out.note(str(local.plan))
     start = time.perf_counter()
     trainer.fit(train_loader, val_loader, epochs=epochs, resume=resume)
     out.note(f"{epochs} epochs with {local.method.name} in {time.perf_counter() - start:.1f} s")

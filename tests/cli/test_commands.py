@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from localize import list_methods, load
 from localize.cli.app import main
+from localize.cli.method_options import option_rows
+from localize.heads.registry import method_class
 
 MODEL = """
 import torch
@@ -174,6 +177,13 @@ def test_inspect_an_artefact(cli: Cli, artefact: str) -> None:
 @pytest.mark.parametrize("command", ["convert", "inspect", "train", "evaluate", "methods"])
 def test_help_has_an_example(cli: Cli, command: str) -> None:
     assert f"localize {command}" in cli.ok(command, "--help").partition("Usage")[2]
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "train"])
+def test_no_option_of_a_method_hides_behind_one_of_the_command(cli: Cli, command: str) -> None:
+    taken = set(re.findall(r"--[a-z-]+", cli.ok(command, "--help")))
+    options = {flag for name in list_methods() for flag, _, _ in option_rows(method_class(name))}
+    assert not options & taken - {"--temperature"}  # stands in the help's example
 
 
 def test_version_and_bare_command(cli: Cli) -> None:
