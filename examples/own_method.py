@@ -4,8 +4,8 @@ Every part learns from its prediction and from how alike its samples look: two i
 have similar hidden states (Nøkland and Eidnes, "Training neural networks with local error signals", 2019).
 
     python examples/own_method.py --epochs 10
-    localize methods examples/own_method.py
-    localize train examples/model.py --method examples/own_method.py --parts 4 --share 0.5
+    localize methods simmatch --import examples/own_method.py
+    localize train examples/model.py --import examples/own_method.py --method simmatch --share 0.5 --parts 4
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A model of one's own: control flow, a skip across parts, several inputs, cuts chosen by name.
 
-    python examples/own_model.py --epochs 5
+python examples/own_model.py --epochs 5
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Quickstart: a network for digits, trained by Associated Learning in four parts, and all its exits.
 
-    python examples/quickstart.py --epochs 10
+python examples/quickstart.py --epochs 10
 """
 
 import argparse

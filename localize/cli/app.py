@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +21,8 @@ from localize.cli.flags import METHOD_FLAGS
 from localize.cli.inspect import inspect
 from localize.cli.methods import methods
 from localize.cli.train import train
-from localize.errors import LocalizeError
+from localize.errors import ConfigError, LocalizeError
+from localize.source import import_file
 
 EXPECTED, INTERRUPTED = 2, 130  # exit statuses
 # typer's usage errors: click's ClickException, or typer's own copy of it, depending on typer's version
@@ -48,6 +51,10 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    imports: Annotated[
+        list[Path] | None,
+        typer.Option("--import", metavar="FILE", help="Run a Python file first: it may register methods."),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
@@ -56,14 +63,16 @@ def common(
     """Turn any PyTorch model into local-learning form and train it part by part."""
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", force=True)
+    for file in imports or ():
+        if not file.is_file():
+            raise ConfigError(f"No file {str(file)!r} to import.")
+        import_file(file)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit status; ``--debug`` may stand anywhere."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--debug" in given:
-        given = ["--debug", *(a for a in given if a != "--debug")]
-    debug = given[:1] == ["--debug"]
+    """Runs one command and returns its exit status."""
+    given = _common_first(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
     try:
         with _short_warnings():
             status = app(args=given or ["--help"], prog_name="localize", standalone_mode=False)
@@ -79,6 +88,21 @@ def main(arguments: list[str] | None = None) -> int:
         output.error("interrupted.")
         return INTERRUPTED
     return status if isinstance(status, int) else 0
+
+
+def _common_first(arguments: Sequence[str]) -> list[str]:
+    """``--debug`` and ``--import FILE`` may stand anywhere; they belong to the command ``localize`` itself."""
+    common: list[str] = []
+    rest: list[str] = []
+    tokens = iter(arguments)
+    for token in tokens:
+        if token == "--debug" or token.startswith("--import="):
+            common.append(token)
+        elif token == "--import":
+            common += [token, *itertools.islice(tokens, 1)]
+        else:
+            rest.append(token)
+    return common + rest
 
 
 def _usage(problem: Any) -> str:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from localize import LocalModel, load
 from localize.data import Data, load_data
-from localize.errors import ConfigError
+from localize.errors import ConfigError, MethodError
 from localize.source import Source, read_source
 
 PLAN_FILE = "plan.json"
@@ -38,7 +38,10 @@ def open_artefact(folder: str) -> LocalModel:
             f"{folder!r} is no artefact folder (it has no {PLAN_FILE}); `localize convert MODEL -o {folder}` "
             "writes one."
         )
-    return load(folder)
+    try:
+        return load(folder)
+    except MethodError as error:
+        raise MethodError(f"{error} A method of your own is known after `--import FILE`.") from error
 
 
 def check_fits(local: LocalModel, name: str, data: Data) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from localize.errors import ConfigError, MethodError, did_you_mean
 from localize.heads.base import Method
-from localize.heads.registry import get_method, list_methods, method_class
-from localize.source import import_file
+from localize.heads.registry import get_method, method_class
 
 
 def choose_method(
@@ -20,7 +18,7 @@ def choose_method(
     """The method ``name`` with its options, and the arguments that are no options.
 
     Args:
-        name: a registered name, or ``file.py:name`` where the file registers it.
+        name: a registered name.
         tokens: what the command itself did not know, options and arguments mixed:
             ``["model.py", "--temperature", "0.1"]``.
         options: ``["temperature=0.1"]``.
@@ -29,7 +27,7 @@ def choose_method(
         ConfigError: a flag that neither the command nor the method has, or a value that does not fit.
         MethodError: an unknown method or option, or a value out of range.
     """
-    cls = find_method(name)
+    cls = method_class(name)
     kinds = option_types(cls)
     pairs, arguments = _split(cls, tokens, kinds)
     for pair in options:
@@ -38,26 +36,6 @@ def choose_method(
             raise ConfigError(f"--option takes NAME=VALUE, got {pair!r}.")
         pairs.append((key.replace("-", "_"), value))
     return get_method(cls.name, **{key: _value(cls, key, text, kinds) for key, text in pairs}), arguments
-
-
-def find_method(name: str) -> type[Method]:
-    """The class of a registered method, or of one that ``file.py:name`` registers."""
-    file, _, rest = name.rpartition(":")
-    if name.endswith(".py"):
-        file, rest = name, ""
-    if not file.endswith(".py"):
-        return method_class(name)
-    if not Path(file).is_file():
-        raise ConfigError(f"No file {file!r} for the method.")
-    module = import_file(Path(file)).__name__
-    theirs = [n for n in list_methods() if method_class(n).__module__ == module]
-    if (rest and rest not in theirs) or (not rest and len(theirs) != 1):
-        listed = f"the methods {', '.join(theirs)}" if theirs else "no method"
-        raise ConfigError(
-            f"{file} registers {listed}"
-            f"{f', not {rest!r}' if rest else ''}; decorate one with @register_method and say `{file}:name`."
-        )
-    return method_class(rest or theirs[0])
 
 
 def option_types(cls: type[Method]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from localize.cli import flags
-from localize.cli.method_options import find_method, option_rows
+from localize.cli.method_options import option_rows
 from localize.cli.output import Output
 from localize.errors import LocalizeError
 from localize.heads.base import Method
@@ -19,7 +19,7 @@ _MANY = 1000  # parts: a window that still covers them all is "all"
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A method, or file.py:name of one's own.", show_default=False),
+        typer.Argument(metavar="[NAME]", help="A method.", show_default=False),
     ] = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -32,7 +32,7 @@ def methods(
     """
     out = Output.of(as_json, quiet)
     if name is not None:
-        _describe(out, find_method(name))
+        _describe(out, method_class(name))
         return
     rows = [_row(method_class(n)) for n in list_methods()]
     out.table(list(rows[0]), [list(row.values()) for row in rows])

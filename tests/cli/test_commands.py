@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from localize import list_methods, load
 from localize.cli.app import main
 from localize.cli.method_options import option_rows
+from localize.heads import registry
 from localize.heads.registry import method_class
 
 MODEL = """
@@ -353,6 +354,31 @@ def test_a_folder_with_other_things_is_not_overwritten(cli: Cli, artefact: str) 
     assert len(load("full").parts) == 2
     cli.ok("convert", "model.py", "-o", artefact)
     assert "Replaced art" in cli.err
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+from typing import ClassVar
+from localize import register_method
+from localize.heads.early_exit import EarlyExit
+
+@register_method
+@dataclass(frozen=True)
+class Mine(EarlyExit):
+    strength: float = 1.0
+    name: ClassVar[str] = "mine"
+"""
+
+
+def test_a_method_of_ones_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    Path("mine.py").write_text(OWN_METHOD)
+    assert "--strength" in cli.ok("methods", "mine", "--import", "mine.py")
+    cli.ok("convert", "--import=mine.py", "model.py", "-m", "mine", "--strength", "2", "-o", "own")
+    registry._registered.clear()  # as in a new process
+    assert "--import FILE" in cli.fails("evaluate", "own")
+    cli.ok("evaluate", "own", "--import", "mine.py")
+    assert "No file" in cli.fails("methods", "--import", "none.py")
 
 
 def test_debug_shows_the_traceback(cli: Cli) -> None:

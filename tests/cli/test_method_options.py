@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from localize.cli.method_options import choose_method, find_method, option_rows, option_types, type_name
-from localize.errors import ConfigError, LocalizeError, MethodError
+from localize.cli.method_options import choose_method, option_rows, option_types, type_name
+from localize.errors import LocalizeError, MethodError
 from localize.heads import registry
 from localize.heads.registry import list_methods, method_class
+from localize.source import import_file
 
 OWN = """
 from dataclasses import dataclass
@@ -35,8 +35,9 @@ class Own(Method):
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = tmp_path_factory.mktemp("own") / "own_options.py"
     path.write_text(OWN)
-    yield f"{path}:own_options"
-    registry._registered.pop("own_options", None)
+    import_file(path)
+    yield "own_options"
+    registry._registered.pop("own_options")
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,6 @@ def test_flags_become_options(own: str, tokens: list[str], expected: dict[str, A
     assert arguments == ["model.py"]
     before, _ = choose_method(own, [*tokens, "model.py"])
     assert before.options() == method.options()
-
-
-def test_a_file_s_only_method_needs_no_name(own: str) -> None:
-    assert find_method(own.removesuffix(":own_options")).name == "own_options"
-    with pytest.raises(ConfigError, match=r"registers the methods own_options, not 'other'"):
-        find_method(own.replace(":own_options", ":other"))
 
 
 def test_pairs_become_options(own: str) -> None:
@@ -96,14 +91,9 @@ def test_bad_options_are_one_error(own: str, tokens: list[str], options: list[st
         choose_method(own, tokens, options)
 
 
-def test_unknown_method_and_file(tmp_path: Path) -> None:
+def test_unknown_method() -> None:
     with pytest.raises(MethodError, match=r"Unknown method 'scpll'\. Did you mean 'scpl'"):
         choose_method("scpll")
-    with pytest.raises(ConfigError, match="No file"):
-        find_method(str(tmp_path / "none.py"))
-    (tmp_path / "empty.py").write_text("x = 1")
-    with pytest.raises(ConfigError, match="registers no method"):
-        find_method(str(tmp_path / "empty.py"))
 
 
 @pytest.mark.parametrize("name", list_methods())
