@@ -41,7 +41,7 @@ def convert(
 
     \b
     localize convert model.py --method al --parts 4
-    localize convert torchvision:resnet18?num_classes=10 --parts 3 --input-shape 3x32x32 --temperature 0.2
+    localize convert 'torchvision:resnet18?num_classes=10' --parts 3 --input-shape 3x32x32
     localize convert net.py:build_net --cuts layer1,layer3 --data cifar10 -o converted
     """
     out = Output.of(as_json, quiet)

@@ -14,8 +14,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="file.py, file.py:name, package.module:name, torchvision:resnet18?num_classes=10, timm:…, "
-        "transformers:…, or an artefact folder.",
+        help="file.py, file.py:name, package.module:name, 'torchvision:resnet18?num_classes=10', timm:…, "
+        "transformers:…; for inspect and train also an artefact folder.",
         show_default=False,
     ),
 ]

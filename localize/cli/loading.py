@@ -61,6 +61,8 @@ def check_fits(local: LocalModel, name: str, data: Data) -> None:
 
 def open_model(spec: str, seed: int) -> Source:
     """The model of a MODEL spec, its weights drawn under ``seed``."""
+    if is_artefact(spec):
+        raise ConfigError(f"{spec!r} is an artefact, converted already; convert the model it came from.")
     torch.manual_seed(seed)
     return read_source(spec)
 

@@ -184,7 +184,7 @@ def test_help_has_an_example(cli: Cli, command: str) -> None:
 def test_no_option_of_a_method_hides_behind_one_of_the_command(cli: Cli, command: str) -> None:
     taken = set(re.findall(r"--[a-z-]+", cli.ok(command, "--help")))
     options = {flag for name in list_methods() for flag, _, _ in option_rows(method_class(name))}
-    assert not options & taken - {"--temperature"}  # stands in the help's example
+    assert not options & taken
 
 
 def test_version_and_bare_command(cli: Cli) -> None:
@@ -340,6 +340,7 @@ def test_training_that_goes_wrong_leaves_the_artefact_as_it_was(
 
 
 def test_an_artefact_is_not_converted_again(cli: Cli, artefact: str) -> None:
+    assert "converted already" in cli.fails("convert", artefact)
     assert "converted already" in cli.fails("train", artefact, "--method", "scpl")
     assert "converted already" in cli.fails("train", artefact, "--temperature", "1")
 
