@@ -18,6 +18,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,7 +59,7 @@ def vgg(classes: int = 10) -> nn.Module:
     layers: list[nn.Module] = []
     for block in ((1, 16, 16), (16, 32, 32), (32, 64, 64), (64, 128)):
         convolutions: list[nn.Module] = []
-        for inputs, outputs in zip(block, block[1:], strict=False):
+        for inputs, outputs in pairwise(block):
             convolutions += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers.append(nn.Sequential(*convolutions, nn.MaxPool2d(2)))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, classes))

@@ -86,7 +86,8 @@ def to_local(
     pieces = split(traced, layout.cuts)
     if verify:
         verify_parts(model, pieces, traced.signature, traced.example)
-    heads = graft(rule, pieces, hidden_specs(rule, layout.plan, planner.logits), planner.logits, planner.task, *kind_of(model))
+    hidden = hidden_specs(rule, layout.plan, planner.logits)
+    heads = graft(rule, pieces, hidden, planner.logits, planner.task, *kind_of(model))
     plan = replace(layout.plan, notes=(*([note] if note else []), *layout.plan.notes))
     return LocalModel(
         model, pieces, heads, method=rule, task=planner.task, plan=plan, signature=traced.signature, toolkit=_TOOLKIT

@@ -29,7 +29,6 @@ from localize.errors import CheckpointError, problem_list
 from localize.heads.registry import get_method
 from localize.model import LocalModel
 from localize.part import Part
-from localize.signature import CallSignature
 from localize.source import load_source
 from localize.task import Task
 
@@ -203,7 +202,9 @@ def read_plan(folder: Path) -> PlanFile:
     if not isinstance(version, int):
         raise CheckpointError(f"{path} names no format version; it was not written by localize.")
     if version > FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this version reads up to {FORMAT}; upgrade localize-torch.")
+        raise CheckpointError(
+            f"{path} has format {version}, this version reads up to {FORMAT}; upgrade localize-torch."
+        )
     try:
         task = Task(content["task"]["kind"], content["task"]["num_classes"])
         return PlanFile(

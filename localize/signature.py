@@ -62,12 +62,15 @@ class CallSignature:
         """
         leaves, spec = pytree.tree_flatten(_arguments(self.forward, args, kwargs))
         if spec != self.spec:
-            raise ConfigError(f"The call has another structure than the captured example: {spec} instead of {self.spec}.")
+            raise ConfigError(
+                f"The call has another structure than the captured example: {spec} instead of {self.spec}."
+            )
         tensors: list[Tensor] = []
         for i, leaf in enumerate(leaves):
             if i not in self.constants:
                 if not isinstance(leaf, Tensor):
-                    raise ConfigError(f"Input {self.names[len(tensors)]!r} was a tensor at capture and is {leaf!r} now.")
+                    name = self.names[len(tensors)]
+                    raise ConfigError(f"Input {name!r} was a tensor at capture and is {leaf!r} now.")
                 tensors.append(leaf)
             elif isinstance(leaf, Tensor) or leaf != self.constants[i]:
                 raise ConfigError(

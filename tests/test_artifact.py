@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import localize
-from localize import CheckpointError, to_local
+from localize import CheckpointError
 from tests.test_exact import METHODS, method_id
 from tests.test_local_model import sgd, trained
 from tests.zoo import BY_NAME, CASES, CLASSES, build
@@ -118,7 +118,7 @@ def test_missing_files_and_other_models_are_told(tmp_path):
     with pytest.raises(CheckpointError, match="no artefact"):
         localize.load(tmp_path)
     trained("mlp", METHODS[0]).save(tmp_path / "a")
-    with pytest.raises(CheckpointError, match="holds .* the model given is"):
+    with pytest.raises(CheckpointError, match=r"holds .* the model given is"):
         localize.load(tmp_path / "a", build(BY_NAME["cnn"]))
     with pytest.raises(CheckpointError, match="names no source"):
         localize.load(tmp_path / "a")

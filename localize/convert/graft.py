@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from localize.convert.flops import FlopCounter
-from localize.errors import LocalizeError, MethodError
+from localize.errors import MethodError
 from localize.heads.base import Head, HeadSite, Method
 from localize.part import Part
 from localize.spec import Cost, TensorSpec
@@ -48,30 +48,35 @@ def graft(
 
 @dataclass
 class HeadCosts:
-    """What the head of a method costs on a hidden state, by a dry run on the meta device; equal specs run once."""
+    """What the head of a method costs on a hidden state, by a dry run on the meta device; equal sites run once.
+
+    ``classifier`` stands in for the model's own where the method reads the representation below it: its cost is
+    the part's, not the head's.
+    """
 
     method: Method
     task: Task
     logits: TensorSpec
-    parts: int = 2
-    _known: dict[tuple[TensorSpec, bool], Cost] = field(default_factory=dict)
+    classifier: Callable[[Tensor], Any] | None = None
+    _known: dict[tuple[TensorSpec, int, int], Cost] = field(default_factory=dict)
 
-    def of(self, spec: TensorSpec, last: bool, classifier: Callable[[Tensor], Any] | None = None) -> Cost:
-        """Cost of the head on ``spec``; zero where the method builds none or cannot work."""
-        key = (spec, last)
+    def of(self, spec: TensorSpec, number: int = 2, parts: int = 3) -> Cost:
+        """Cost of the head that part ``number`` of ``parts`` gets on ``spec``; zero where it gets none.
+
+        Raises:
+            MethodError: the method cannot work on such a hidden state.
+        """
+        key = (spec, number, parts)
         if key not in self._known:
-            number = self.parts if last else max(1, self.parts - 1)
-            site = HeadSite(number, self.parts, spec, self.task, classifier, self.logits)
+            classifier = self.classifier if number == parts else None
+            site = HeadSite(number, parts, spec, self.task, classifier, self.logits)
             self._known[key] = _dry_run(self.method, site)
         return self._known[key]
 
 
 def _dry_run(method: Method, site: HeadSite) -> Cost:
-    try:
-        with torch.device("meta"):
-            head = method.build_head(site)
-    except LocalizeError:
-        return Cost()
+    with torch.device("meta"):
+        head = method.build_head(site)
     if head is None:
         return Cost()
     axis = site.hidden.batch_axis or 0

@@ -17,7 +17,7 @@ from localize.convert.planning import check_ties, part_costs, parts_for_budget, 
 from localize.convert.profile import profile
 from localize.convert.split import Cuts
 from localize.convert.traced import Profile, TracedModel
-from localize.errors import ConfigError
+from localize.errors import ConfigError, MethodError
 from localize.heads.base import Method
 from localize.spec import Boundary, Cost, CutPoint, PartCost, Plan, TensorSpec
 from localize.task import Task, infer_task
@@ -103,21 +103,27 @@ class Planner:
 
     # ---------------------------------------------------------------- choices
 
-    def head_cost(self) -> Callable[[CutPoint | None], Cost]:
-        """The cost of the method's head on a cut point, or on the last part (None)."""
-        costs = HeadCosts(self.method, self.task, self.logits)
-        below = self.classifier[True]
-        kept = self.method.splits_classifier and below is not None
-        last = below.spec if kept and below is not None else self.logits
+    @cached_property
+    def head_costs(self) -> HeadCosts:
+        """What the method's heads cost."""
         shape = self.logits.features
 
-        def stand_in(hidden: Tensor) -> Tensor:  # the classifier's own cost is the part's
+        def stand_in(hidden: Tensor) -> Tensor:
             return hidden.new_zeros((hidden.shape[0], *shape))
 
-        def of(point: CutPoint | None) -> Cost:
-            return costs.of(last, True, stand_in if kept else None) if point is None else costs.of(point.spec, False)
+        return HeadCosts(self.method, self.task, self.logits, stand_in if self._reads_representation else None)
 
-        return of
+    @property
+    def _reads_representation(self) -> bool:
+        return self.method.splits_classifier and self.classifier[True] is not None
+
+    def head_cost(self, point: CutPoint | None) -> Cost:
+        """The cost of the method's head on a cut point, or on the last part (None)."""
+        if point is not None:
+            return self.head_costs.of(point.spec)
+        below = self.classifier[True]
+        last = below.spec if below is not None and self._reads_representation else self.logits
+        return self.head_costs.of(last, 3, 3)
 
     def choose(self, parts: int | str, cuts: Sequence[str] | None, memory_budget_bytes: int | None) -> Layout:
         """Where to cut, and what every part costs.
@@ -126,24 +132,23 @@ class Planner:
             CutError: unknown cut names, more parts than possible, or a budget that cannot be met.
             ConfigError: ``parts`` makes no sense.
         """
-        head_cost = self.head_cost()
+        head_cost = self.head_cost
         train = self.profiles[True]
         if cuts is not None:
             points = self.every_cut
             chosen = choose_cuts(cuts, points[True])
             check_ties(self.traced, train, [points[True][i] for i in chosen])
-            costs = part_costs(self.traced, train, [points[True][i] for i in chosen], head_cost)
-            return self._layout(points, chosen, *costs)
+            return self._layout(points, chosen)
         wanted = parts if isinstance(parts, int) else None
-        points = self._below_classifier(respect_ties(self.traced, self.profiles, self.cut_points, wanted), wanted)
+        points = respect_ties(self.traced, self.profiles, self.cut_points, wanted)
+        points = self._fitting(self._below_classifier(points, wanted), parts)
         if parts == "auto":
             if memory_budget_bytes is None:
                 raise ConfigError("parts='auto' needs memory_budget_bytes=: what one part with its head may take.")
             parts = parts_for_budget(self.traced, train, points[True], memory_budget_bytes, head_cost)
         assert isinstance(parts, int)
-        return self._layout(
-            points, *plan_cuts(self.traced, train, points[True], parts, self.balance, head_cost)
-        )
+        chosen, *_ = plan_cuts(self.traced, train, points[True], parts, self.balance, head_cost)
+        return self._layout(points, chosen)
 
     def _below_classifier(
         self, points: dict[bool, list[CutPoint]], parts: int | None
@@ -162,16 +167,33 @@ class Planner:
             return points
         return {mode: [point for point in found if point.name in names] for mode, found in points.items()}
 
-    def _layout(
-        self, points: dict[bool, list[CutPoint]], chosen: Sequence[int], costs: Sequence[Cost], heads: Sequence[Cost]
-    ) -> Layout:
+    def _fitting(self, points: dict[bool, list[CutPoint]], parts: int | str) -> dict[bool, list[CutPoint]]:
+        """The cuts whose hidden state the method can work on.
+
+        Raises:
+            MethodError: there are none, and cuts are wanted.
+        """
+        names, refusals = set(), []
+        for point in points[True]:
+            try:
+                self.head_cost(point)
+            except MethodError as error:
+                refusals.append(error)
+            else:
+                names.add(point.name)
+        if refusals and not names and parts != 1:
+            raise refusals[0]
+        return {mode: [point for point in found if point.name in names] for mode, found in points.items()}
+
+    def _layout(self, points: dict[bool, list[CutPoint]], chosen: Sequence[int]) -> Layout:
         cuts = {
             mode: Cuts(tuple(points[mode][i] for i in chosen), self.classifier[mode], self.logits_leaf(mode))
             for mode in (True, False)
         }
-        return Layout(cuts, self._plan(cuts[True], costs, heads))
+        costs, _ = part_costs(self.traced, self.profiles[True], cuts[True].points, lambda point: Cost())
+        return Layout(cuts, self._plan(cuts[True], costs))
 
-    def _plan(self, cuts: Cuts, costs: Sequence[Cost], heads: Sequence[Cost]) -> Plan:
+    def _plan(self, cuts: Cuts, costs: Sequence[Cost]) -> Plan:
         nodes = list(self.traced.graph(True).nodes)
         edges = [0, *(p.position for p in cuts.points), len(nodes)]
         ends = [_ends(self.traced, nodes[a:b]) for a, b in pairwise(edges)]
@@ -180,6 +202,10 @@ class Planner:
         ]
         below = cuts.classifier
         inside = below is not None and below.position > edges[-2]
+        representation = below.spec if below is not None and inside else None
+        last = representation if representation is not None and self.method.splits_classifier else self.logits
+        total = len(costs)
+        heads = [self._exact_head(spec, k, total) for k, spec in enumerate([*(p.spec for p in cuts.points), last], 1)]
         return Plan(
             model=type(self.traced.root).__name__,
             method=self.method.name,
@@ -191,9 +217,16 @@ class Planner:
                 for k, ((first, last), cost, head) in enumerate(zip(ends, costs, heads, strict=True), 1)
             ),
             inputs=tuple(TensorSpec(tuple(t.shape), t.dtype) for t in self.traced.example),
-            representation=below.spec if below is not None and inside else None,
+            representation=representation,
             notes=tuple(self.traced.notes),
         )
+
+
+    def _exact_head(self, spec: TensorSpec, number: int, parts: int) -> Cost:
+        try:
+            return self.head_costs.of(spec, number, parts)
+        except MethodError:  # a cut by hand that the method cannot work on: graft says so, for all parts at once
+            return Cost()
 
 
 @dataclass(frozen=True)

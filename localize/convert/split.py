@@ -215,5 +215,5 @@ def compile_graph(graph: fx.Graph, title: str) -> tuple[Callable[..., Any], str]
     # Registered so that a traceback through a part shows the line.
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
     namespace = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), namespace)  # noqa: S102
+    exec(compile(code.src, filename, "exec"), namespace)
     return namespace["forward"], code.src

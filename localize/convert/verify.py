@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ def verify(model: nn.Module, parts: Sequence[Part], signature: CallSignature, ex
     """
     for training, leaves in ((True, list(example)), (False, other_batch(example))):
         args, kwargs = signature.unbind(leaves)
-        expected = _run(model, parts, training, lambda a=args, k=kwargs: model(*a, **k))
-        found = _run(model, parts, training, lambda c=Call(args, kwargs): run_parts(parts, signature, c))
+        call = Call(args, kwargs)
+        expected = _run(model, parts, training, model, *args, **kwargs)
+        found = _run(model, parts, training, run_parts, parts, signature, call)
         difference = compare(expected, found)
         if difference:
             mode = "train" if training else "eval"
@@ -37,10 +38,12 @@ def verify(model: nn.Module, parts: Sequence[Part], signature: CallSignature, ex
             )
 
 
-def _run(model: nn.Module, parts: Sequence[Part], training: bool, run: Any) -> Any:
+def _run(
+    model: nn.Module, parts: Sequence[Part], training: bool, run: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     with untouched([model, *parts], training, contents=True), torch.no_grad():
         torch.manual_seed(0)
-        return run()
+        return run(*args, **kwargs)
 
 
 def other_batch(leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -20,18 +20,8 @@ from localize.errors import LocalizeError
 from localize.heads.base import Target
 from localize.model import LocalModel
 from localize.part import Part, Stream
-from localize.runtime.stage import (
-    Action,
-    Message,
-    Receive,
-    Send,
-    Side,
-    Stage,
-    StageReport,
-    Updater,
-    Upward,
-    stage_step,
-)
+from localize.runtime.messages import Action, Message, Receive, Send, Side, Upward
+from localize.runtime.stage import Stage, StageReport, Updater, stage_step
 from localize.spec import StepResult
 
 Scope = Callable[[Stage], AbstractContextManager[object] | None]
@@ -92,7 +82,10 @@ def stages_of(local: LocalModel) -> list[Stage]:
     """The model's parts and heads as stages, on the device they are on."""
     total = len(local.parts)
     pairs = zip(local.parts, local.heads, strict=True)
-    return [Stage(cast(Part, part), head, local.method, local.task, n, total) for n, (part, head) in enumerate(pairs, 1)]
+    return [
+        Stage(cast(Part, part), head, local.method, local.task, number, total)
+        for number, (part, head) in enumerate(pairs, 1)
+    ]
 
 
 def step_result(reports: Sequence[StageReport]) -> StepResult:

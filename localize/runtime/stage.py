@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Literal, Protocol
 
 import torch
@@ -22,58 +21,10 @@ from torch import Tensor, nn
 
 from localize.heads.base import Head, HeadOutput, Method, Target
 from localize.part import Part, Stream, advance
+from localize.runtime.messages import Action, Feedback, Message, Receive, Relay, Send, Side, Upward
 from localize.runtime.routing import Flow, flows
 from localize.task import Task
 
-
-class Side(Enum):
-    """A neighbour of a stage."""
-
-    BELOW = -1
-    ABOVE = 1
-
-
-@dataclass(frozen=True)
-class Upward:
-    """What a part gives the part above: the values that cross the boundary, detached, and the target."""
-
-    stream: Stream
-    target: Target
-
-
-@dataclass(frozen=True)
-class Relay:
-    """Gradients of crossing values, on their way down to the parts that losses above train."""
-
-    grads: Stream
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """The loss of every sample, (N), for the part below to learn from."""
-
-    per_sample: Tensor
-
-
-Message = Upward | Relay | Feedback
-
-
-@dataclass(frozen=True)
-class Send:
-    """A stage's wish to send ``message`` to a neighbour; it does not wait for it to arrive."""
-
-    to: Side
-    message: Message
-
-
-@dataclass(frozen=True)
-class Receive:
-    """A stage's wish for the next message of a neighbour; it waits for it."""
-
-    source: Side
-
-
-Action = Send | Receive
 Half = Literal["part", "head"]
 
 
@@ -102,12 +53,15 @@ class Stage:
     number: int
     parts: int
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
-    scale: Callable[[Tensor], Tensor] = staticmethod(lambda loss: loss)
+    scale: Callable[[Tensor], Tensor] | None = None
     measure: Callable[[Tensor, Target], Tensor] | None = None
     flows: list[Flow] = field(init=False)
+    _weights: dict[Half, list[nn.Parameter]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.flows = flows(self.method, self.number, self.parts)
+        heads = [] if self.head is None else list(self.head.parameters())
+        self._weights = {"part": list(self.part.parameters()), "head": heads}
 
     @property
     def is_last(self) -> bool:
@@ -124,8 +78,11 @@ class Stage:
 
     def parameters(self, half: Half) -> list[nn.Parameter]:
         """Trainable parameters of the part or of the head."""
-        module = self.part if half == "part" else self.head
-        return [p for p in module.parameters() if p.requires_grad] if module is not None else []
+        return [p for p in self._weights[half] if p.requires_grad]
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss as its backward pass wants it."""
+        return loss if self.scale is None else self.scale(loss)
 
 
 @dataclass
@@ -234,7 +191,7 @@ def learn_head(stage: Stage, work: Work) -> Tensor | None:
     """
     if work.head is None or not work.head.loss.requires_grad:
         return None
-    loss = stage.scale(work.head.loss)
+    loss = stage.scaled(work.head.loss)
     if stage.learns_from_feedback:
         if work.leaf is None or not work.leaf.requires_grad:
             return None
@@ -284,7 +241,7 @@ def learn_from_feedback(stage: Stage, work: Work, feedback: Tensor) -> None:
     weights = stage.parameters("head")
     if weights:
         with stage.autocast():
-            loss = stage.scale(stage.head.feedback_loss(work.head, feedback))
+            loss = stage.scaled(stage.head.feedback_loss(work.head, feedback))
         torch.autograd.backward(loss, inputs=weights)
     work.head = work.leaf = None
 

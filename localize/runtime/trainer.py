@@ -146,6 +146,7 @@ class Trainer:
                     run.train_epoch(train, bar)
                     scores = self.evaluate(val) if val is not None else None
                 run.end_epoch(scores, bar, last=run.state.epoch + 1 >= epochs)
+        run.updater.release()
         return self.history
 
 

@@ -88,6 +88,11 @@ class OptimizerSteps:
         for scaler in self._scaled:
             scaler.update()
 
+    def release(self) -> None:
+        """Drops all gradients, at the end of training."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
     def begin(self, stage: Stage, loss: Tensor | None) -> None:
         if loss is not None and self.on_nonfinite == "raise" and not math.isfinite(float(loss)):
             raise LocalizeError(

@@ -1,0 +1,61 @@
+"""What stages tell each other, and how they ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from localize.heads.base import Target
+from localize.part import Stream
+
+
+class Side(Enum):
+    """A neighbour of a stage."""
+
+    BELOW = -1
+    ABOVE = 1
+
+
+@dataclass(frozen=True)
+class Upward:
+    """What a part gives the part above: the values that cross the boundary, detached, and the target."""
+
+    stream: Stream
+    target: Target
+
+
+@dataclass(frozen=True)
+class Relay:
+    """Gradients of crossing values, on their way down to the parts that losses above train."""
+
+    grads: Stream
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """The loss of every sample, (N), for the part below to learn from."""
+
+    per_sample: Tensor
+
+
+Message = Upward | Relay | Feedback
+
+
+@dataclass(frozen=True)
+class Send:
+    """A stage's wish to send ``message`` to a neighbour; it does not wait for it to arrive."""
+
+    to: Side
+    message: Message
+
+
+@dataclass(frozen=True)
+class Receive:
+    """A stage's wish for the next message of a neighbour; it waits for it."""
+
+    source: Side
+
+
+Action = Send | Receive
