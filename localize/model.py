@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from localize.errors import ConfigError, MethodError
 from localize.heads.base import Head, Method, Target
-from localize.part import Call, Part, advance, evaluating, run_parts
-from localize.signature import CallSignature
+from localize.part import Part, advance, evaluating, run_parts, set_own_mode
+from localize.signature import Call, CallSignature
 from localize.spec import Plan, StepResult
 from localize.task import Task
 
@@ -22,10 +22,14 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True)
 class Exit:
-    """A sub-model of parts 1..``number`` and what turns its hidden state into a prediction."""
+    """A sub-model of parts 1..``number`` and what turns its hidden state into a prediction.
+
+    ``parameters`` says how many it has, training-only weights left out; ``flops`` how many floating-point
+    operations a forward pass through its parts takes, for one sample.
+    """
 
     number: int
-    parameters: int  # how many it has, training-only weights left out
+    parameters: int
     flops: float | None = None
 
 
@@ -74,7 +78,9 @@ class LocalModel(nn.Module):
         self.method, self.task, self.plan, self.signature = method, task, plan, signature
         self.appended: list[nn.Module] = []  # modules of append_part, which to_standard() does not have
         self.source: str | None = None  # the MODEL spec it came from, for `load` without a model
-        self.train(model.training)
+        self.training = model.training  # the user's modules keep the modes they have
+        set_own_mode(self, model.training)
+        self.grafts.train(model.training)
 
     @property
     def _pieces(self) -> list[Part]:
@@ -105,7 +111,9 @@ class LocalModel(nn.Module):
 
     def _exit(self, number: int) -> Exit:
         weights = {id(p): p.numel() for p in self.exit_model(number).parameters()}
-        return Exit(number, sum(weights.values()), sum(p.part.flops for p in self.plan.parts[:number]))
+        samples = next((spec.shape[0] for spec in self.plan.inputs if spec.shape), 1)  # of the example
+        flops = sum(p.part.flops for p in self.plan.parts[:number]) / max(1, samples)
+        return Exit(number, sum(weights.values()), flops)
 
     def predict(self, inputs: Any, exit: int | None = None) -> Tensor:
         """Logits (N, C) of exit ``exit`` (1..K, default K) in eval mode and without gradients.
@@ -150,7 +158,8 @@ class LocalModel(nn.Module):
                 f"Method {self.method.name!r} has no prediction at exit {number} of {parts}: its heads are only for "
                 f"training. Use exit={parts}, or a method with exits (al, nwise, lct, early_exit, joint)."
             )
-        return predictor.train(self.training)
+        predictor.training = self.training
+        return predictor
 
     def exit_model(self, number: int) -> nn.Module:
         """Exit ``number`` as a stand-alone module, sharing weights, without anything that only training needs."""
@@ -158,7 +167,7 @@ class LocalModel(nn.Module):
         parts = self._pieces[:number]
         if predictor is not None and parts[-1].route.hidden is not None:
             parts[-1] = parts[-1].below_classifier()
-        return ExitModel(parts, predictor, self.signature, self.task).train(self.training)
+        return ExitModel(parts, predictor, self.signature, self.task, self.training)
 
     # ---------------------------------------------------------------- training
 
@@ -240,9 +249,15 @@ class ExitModel(nn.Module):
     """The lower parts of a model and a predictor: for inference. Shares the weights, knows nothing of training."""
 
     def __init__(
-        self, parts: Sequence[Part], predictor: nn.Module | None, signature: CallSignature, task: Task
+        self,
+        parts: Sequence[Part],
+        predictor: nn.Module | None,
+        signature: CallSignature,
+        task: Task,
+        training: bool,
     ) -> None:
         super().__init__()
+        self.training = training  # the modules are shared, and keep the modes they have
         self.parts = nn.ModuleList(parts)
         self.predictor = predictor
         self.signature, self.task = signature, task

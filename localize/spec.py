@@ -23,6 +23,9 @@ Layout = Literal["vector", "map", "map_last", "tokens", "other"]
 ``map_last`` (*space, C), ``tokens`` (T, D), ``other``."""
 
 
+_LAYOUTS: dict[int, Layout] = {2: "vector", 3: "tokens", 4: "map"}
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Shape, dtype and layout of a value; the batch axis is found by running two batch sizes."""
@@ -31,6 +34,12 @@ class TensorSpec:
     dtype: torch.dtype = torch.float32
     batch_axis: int | None = 0
     layout: Layout = "other"
+
+    @classmethod
+    def of(cls, tensor: Tensor, batch_axis: int | None = 0) -> TensorSpec:
+        """The spec of a tensor whose layout its number of axes tells."""
+        axis = batch_axis if tensor.dim() else None
+        return cls(tuple(tensor.shape), tensor.dtype, axis, _LAYOUTS.get(tensor.dim(), "other"))
 
     @property
     def nbytes(self) -> int:
@@ -101,13 +110,16 @@ class CutPoint:
     primary: str  # name of the value a head would read
     crossing: tuple[str, ...]  # names of all values that cross, the primary included
     spec: TensorSpec  # of the primary
-    crossing_bytes: int
+    crossing_bytes: int  # of all of them, at the example's batch size
     aliases: tuple[str, ...] = ()  # further names of the same place: the other modules that end there
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """A chosen cut point, between part ``number`` and part ``number + 1`` (parts are counted from 1)."""
+    """A chosen cut point, between part ``number`` and part ``number + 1`` (parts are counted from 1).
+
+    Fields are those of ``CutPoint``; ``crossing_bytes`` counts all values that cross, for the whole example batch.
+    """
 
     number: int
     name: str
@@ -149,6 +161,8 @@ class Plan:
     @property
     def imbalance(self) -> float:
         """Largest part over the mean part in the balanced quantity, heads included; 1.0 is perfect."""
+        if len(self.parts) == 1:
+            return 1.0
         costs = [p.total.of(self.balance) for p in self.parts]
         mean = sum(costs) / len(costs)
         return max(costs) / mean if mean else 1.0

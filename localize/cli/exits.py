@@ -22,6 +22,6 @@ def show_exits(out: Output, local: LocalModel, scores: Mapping[str, Any]) -> str
         for exit in local.exits
         if exit.number in scores["exits"]
     ]
-    out.table(["exit", "parameters", "MFLOPs", "loss", "accuracy"], rows)
+    out.table(["exit", "parameters", "MFLOPs a sample", "loss", "accuracy"], rows)
     last = scores["loss"] if scores["accuracy"] is None else scores["accuracy"]
     return f"{last:.4f}" if last is not None else "nan"
