@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from localize.convert.graft import graft
-from localize.convert.untouched import untouched
+from localize.convert.restore import preserved
 from localize.errors import ConfigError, CutError
 from localize.heads.base import Head
 from localize.model import LocalModel
@@ -81,7 +81,7 @@ def _in_tuple(run: Any) -> Any:
 def _output_spec(module: nn.Module, spec: TensorSpec, local: LocalModel) -> TensorSpec:
     weight = next(local.parameters(), torch.empty(0))
     hidden = torch.zeros(spec.shape, dtype=spec.dtype, device=weight.device)
-    with untouched([module], training=False, contents=True), torch.no_grad():
+    with preserved(module, training=False), torch.no_grad():
         try:
             output = module(hidden)
         except Exception as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from localize.convert.untouched import untouched
+from localize.convert.restore import preserved
 from localize.errors import ConfigError
 from localize.signature import as_call
 
@@ -98,7 +98,7 @@ def _shapes_for(layer: nn.Module, sizes: tuple[int, ...]) -> Iterator[tuple[int,
 def _fits(model: nn.Module, candidate: Tensor) -> bool:
     """Whether the model's forward takes ``candidate``, on fake tensors and in eval mode."""
     args, kwargs = as_call(candidate)
-    with untouched([model], training=False), torch.no_grad():
+    with preserved(model, training=False), torch.no_grad():
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 model(*[mode.from_tensor(a) for a in args], **kwargs)

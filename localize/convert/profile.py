@@ -20,8 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from localize.convert.flops import FlopCounter
 from localize.convert.layouts import layout_of
+from localize.convert.restore import preserved
 from localize.convert.traced import NodeProfile, Profile, TracedModel, tensors_in
-from localize.convert.untouched import untouched
 from localize.errors import TraceError
 from localize.spec import TensorSpec
 
@@ -203,7 +203,7 @@ def _runs(traced: TracedModel, training: bool, fake: FakeTensorMode | None) -> _
     resident = [t for m in _modules(traced) for t in (*m.parameters(), *m.buffers())]
     resident += [t for t in traced.extras.values() if isinstance(t, Tensor)]
     mode: AbstractContextManager[Any] = fake or nullcontext()
-    with untouched(_modules(traced), training), torch.enable_grad():
+    with preserved(*_modules(traced), training=training), torch.enable_grad():
         if fake is not None:
             # The operators would convert each of these once anyway; what is saved has the copy's storage.
             resident += [fake.from_tensor(t) for t in resident]
@@ -275,7 +275,7 @@ class _TimedRun(_Run):
 def _measure(traced: TracedModel, training: bool) -> dict[str, float]:
     """Median milliseconds of every node over several real runs, after one to warm up."""
     runs: list[dict[str, float]] = []
-    with untouched(_modules(traced), training), torch.no_grad():
+    with preserved(*_modules(traced), training=training), torch.no_grad():
         for _ in range(TIMED_RUNS + 1):
             run = _TimedRun(traced, training)
             run.run(*traced.example)

@@ -85,10 +85,9 @@ class _Session:
     def record(self, training: bool) -> _Recording:
         """Runs the model once in one mode. Whatever happens, the model is as before."""
         with ExitStack() as stack:
-            state = stack.enter_context(preserved(self._model))
+            state = stack.enter_context(preserved(self._model, training=training))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            self._model.train(training)
             inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in self._leaves]
             constants = Constants(state.modules, state.attributes)
             writer = GraphWriter(self._model, self._extras, constants, self._storage_numbers)

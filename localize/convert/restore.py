@@ -16,15 +16,17 @@ _TABLES = ("_parameters", "_buffers", "_modules")  # of nn.Module: what is regis
 
 
 class ModelState:
-    """A snapshot of everything a forward may change on a model; parameters' values are not copied."""
+    """A snapshot of everything a forward may change on models; parameters' values are not copied."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = list(model.modules())
+    def __init__(self, *models: nn.Module) -> None:
+        self.modules = list(dict.fromkeys(module for model in models for module in model.modules()))
         self.attributes = [dict(vars(module)) for module in self.modules]
         self.contents = [_contents(attributes) for attributes in self.attributes]
         self.training = [module.training for module in self.modules]
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        self.grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+        buffers = {id(buffer): buffer for model in models for buffer in model.buffers()}
+        parameters = {id(parameter): parameter for model in models for parameter in model.parameters()}
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
+        self.grads = [(parameter, parameter.grad) for parameter in parameters.values()]
 
     def restore(self) -> None:
         """Puts everything back, buffers' values in place."""
@@ -120,10 +122,17 @@ def _equal(first: tuple[Any, ...] | None, second: tuple[Any, ...] | None) -> boo
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[ModelState]:
-    """Whatever happens inside, the model and all random generators are as before afterwards."""
-    state, generators = ModelState(model), RandomState()
+def preserved(*models: nn.Module, training: bool | None = None) -> Iterator[ModelState]:
+    """Whatever happens inside, the models and all random generators are as before afterwards.
+
+    ``training`` puts the models in one mode for the while. Values of buffers are kept for fake runs too: an
+    operator on real tensors only (a counter of batches) is executed even there.
+    """
+    state, generators = ModelState(*models), RandomState()
     try:
+        if training is not None:
+            for model in models:
+                model.train(training)
         yield state
     finally:
         state.restore()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localize.convert.untouched import untouched
+from localize.convert.restore import preserved
 from localize.errors import TraceError
 from localize.part import Call, Part, run_parts
 from localize.signature import CallSignature, leaves_of
@@ -41,7 +41,7 @@ def verify(model: nn.Module, parts: Sequence[Part], signature: CallSignature, ex
 def _run(
     model: nn.Module, parts: Sequence[Part], training: bool, run: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    with untouched([model, *parts], training, contents=True), torch.no_grad():
+    with preserved(model, *parts, training=training), torch.no_grad():
         torch.manual_seed(0)
         return run(*args, **kwargs)
 

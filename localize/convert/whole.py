@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from localize.convert.flops import FlopCounter
-from localize.convert.untouched import untouched
+from localize.convert.restore import preserved
 from localize.heads.base import Method
 from localize.part import Part, Program, Route
 from localize.signature import CallSignature
@@ -35,7 +35,7 @@ def whole_part(model: nn.Module, signature: CallSignature) -> Part:
 
 def dry_output(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
     """The model's output in eval mode and the FLOPs it took; nothing of the model changes."""
-    with untouched([model], training=False, contents=True), torch.no_grad(), FlopCounter() as counter:
+    with preserved(model, training=False), torch.no_grad(), FlopCounter() as counter:
         output = model(*args, **kwargs)
     return output, counter.flops
 
