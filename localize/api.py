@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from localize import artifact
-from localize.convert.arguments import check_arguments, example_of, hidden_specs, kind_of, task_of
+from localize.convert.arguments import check_arguments, example_of, hidden_specs, task_of
 from localize.convert.graft import graft
 from localize.convert.grow import append_part
 from localize.convert.plan import Planner
@@ -25,11 +25,11 @@ from localize.convert.whole import whole_part, whole_plan
 from localize.heads.base import Method, Target
 from localize.heads.registry import resolve_method
 from localize.model import LocalModel
-from localize.part import Call
+from localize.part import kind_of
 from localize.runtime.losses import isolated_losses
 from localize.runtime.sequential import run_batch, stages_of, step_result
 from localize.runtime.update import OptimizerSteps
-from localize.signature import CallSignature, as_call
+from localize.signature import Call, CallSignature
 from localize.spec import Balance, StepResult
 from localize.task import Task, TaskKind
 
@@ -58,10 +58,11 @@ def to_local(
         parts: how many, or ``"auto"``: as few as fit ``memory_budget_bytes`` each.
         balance: what the parts are balanced by, heads included: ``flops``, ``memory`` (parameters, gradients, Adam's
             state and saved activations), ``activations`` (saved activations alone), ``params`` or ``time`` (measured).
-        cuts: names of the modules after which to cut, instead of ``parts``.
+        cuts: names of the modules after which to cut; ``parts`` is then ignored.
         task: what the model is trained for; inferred from its output where omitted.
         loss: replaces the task's loss: ``loss(logits, target) -> scalar``.
-        tied: what to do about tied parameters: keep them in one part, or copy them.
+        tied: what to do about tied parameters: ``colocate`` keeps them in one part. ``untie``, copies of them, is
+            not there yet and refused where it would matter.
         verify: compare the parts with the model on the example and on a second batch size.
         memory_budget_bytes: for ``parts="auto"``: what one part with its head may take, in bytes.
 
@@ -73,61 +74,49 @@ def to_local(
         ConfigError: an argument makes no sense, or no example inputs were found.
     """
     rule = resolve_method(method)
-    check_arguments(balance, tied, parts, cuts)
+    check_arguments(model, balance, tied, parts, cuts)
     wanted = task_of(task, loss)
-    inputs, note = example_of(model, example_inputs)
-    args, kwargs = as_call(inputs)
+    call, notes = example_of(model, example_inputs)
     if parts == 1 and not cuts and not rule.splits_classifier:
-        return _uncut(model, args, kwargs, rule, balance, wanted, loss)
-
-    traced = trace(model, args, kwargs)
-    planner = Planner(traced, rule, balance, wanted, loss)
-    layout = planner.choose(parts, cuts, memory_budget_bytes)
-    pieces = split(traced, layout.cuts)
-    if verify:
-        verify_parts(model, pieces, traced.signature, traced.example)
-    hidden = hidden_specs(rule, layout.plan, planner.logits)
-    heads = graft(rule, pieces, hidden, planner.logits, planner.task, *kind_of(model))
-    plan = replace(layout.plan, notes=(*([note] if note else []), *layout.plan.notes))
+        # One part is the model as it is: no capture is needed.
+        signature, leaves = CallSignature.of(model, call.args, call.kwargs)
+        plan, found, logits = whole_plan(model, rule, balance, leaves, call, wanted, loss, notes)
+        pieces, hidden = [whole_part(model, signature)], [logits]
+    else:
+        traced = trace(model, call.args, call.kwargs)
+        planner = Planner(traced, rule, balance, wanted, loss)
+        layout = planner.choose(parts, cuts, memory_budget_bytes)
+        pieces, signature = split(traced, layout.cuts), traced.signature
+        if verify:
+            verify_parts(model, pieces, signature, traced.example)
+        plan, found, logits = replace(layout.plan, notes=notes + layout.plan.notes), planner.task, planner.logits
+        hidden = hidden_specs(rule, plan, logits)
+    heads = graft(rule, pieces, hidden, logits, found, *kind_of(model))
     return LocalModel(
-        model, pieces, heads, method=rule, task=planner.task, plan=plan, signature=traced.signature, toolkit=_TOOLKIT
-    )
-
-
-def _uncut(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    method: Method,
-    balance: str,
-    task: Task | None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None,
-) -> LocalModel:
-    """One part: the model as it is, not captured."""
-    signature, leaves = CallSignature.of(model, args, kwargs)
-    plan, task, logits = whole_plan(model, method, balance, leaves, (args, kwargs), task, loss)
-    pieces = [whole_part(model, signature)]
-    heads = graft(method, pieces, [logits], logits, task, *kind_of(model))
-    return LocalModel(
-        model, pieces, heads, method=method, task=task, plan=plan, signature=signature, toolkit=_TOOLKIT
+        model, pieces, heads, method=rule, task=found, plan=plan, signature=signature, toolkit=_TOOLKIT
     )
 
 
 def load(
-    folder: str | Path, model: nn.Module | None = None, *, appended: Sequence[nn.Module] = ()
+    folder: str | Path,
+    model: nn.Module | None = None,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    appended: Sequence[nn.Module] = (),
 ) -> LocalModel:
     """A model that ``LocalModel.save`` wrote, with its weights.
 
     Args:
         folder: the artefact folder.
         model: the model to put the weights into; omitted, it is made from the source that ``plan.json`` names.
+        loss: the loss it was converted with, where that was the user's own: code is not saved.
         appended: the modules of ``append_part``, in order, where the saved model has any.
 
     Raises:
         CheckpointError: the folder is missing, truncated, of another model or of a newer version.
         ConfigError: ``model`` was omitted and the source cannot be found.
     """
-    return artifact.load(Path(folder), model, to_local, appended)
+    return artifact.load(Path(folder), model, to_local, loss, appended)
 
 
 class _Toolkit:

@@ -10,6 +10,7 @@ Nothing in it is unpickled or executed: loading takes the model's code from wher
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -25,57 +26,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from localize.errors import CheckpointError, problem_list
+from localize.errors import CheckpointError
 from localize.heads.registry import get_method
 from localize.model import LocalModel
 from localize.part import Part
+from localize.signature import Call
 from localize.source import load_source
 from localize.task import Task
+from localize.weights import fingerprint, put_weights, weights_of
 
 FORMAT = 1
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
-
-
-# -------------------------------------------------------------------- names and weights
-
-
-def weights_of(local: LocalModel) -> dict[str, Tensor]:
-    """All tensors of a model by original name, those of heads as ``heads.K.…``. A tied tensor has one name."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in local.to_standard().state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach()
-    for number, module in enumerate(local.appended, 1):
-        for name, tensor in module.state_dict().items():
-            tensors[f"appended.{number}.{name}"] = tensor.detach()
-    for number, head in enumerate(local.heads, 1):
-        for name, tensor in head.state_dict().items() if head is not None else ():
-            tensors[f"heads.{number}.{name}"] = tensor.detach()
-    return tensors
-
-
-def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> None:
-    """Copies ``tensors`` into a model; the inverse of ``weights_of``.
-
-    Raises:
-        CheckpointError: names or shapes differ; everything that does not fit is listed at once.
-    """
-    own = weights_of(local)
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is not in the model" for name in tensors if name not in own]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and own[name].shape != tensors[name].shape
-    ]
-    if problems:
-        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
-        raise CheckpointError(problem_list(f"The weights in {where} are of another model or plan", shown))
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 # -------------------------------------------------------------------- writing
@@ -97,7 +58,7 @@ def save(local: LocalModel, folder: Path) -> None:
         for number, part in enumerate(local.parts, 1):
             source = cast(Part, part).source_code
             (fresh / f"part_{number}.py").write_text(f'"""Part {number}, generated for reading."""\n{source}\n')
-        (fresh / PLAN).write_text(json.dumps(_plan_file(local, fresh), indent=2) + "\n")
+        (fresh / PLAN).write_text(_plan_text(local, fresh))
         _replace(fresh, folder)
 
 
@@ -111,6 +72,17 @@ def _replace(fresh: Path, folder: Path) -> None:
     shutil.rmtree(old.parent, ignore_errors=True)
 
 
+def _plan_text(local: LocalModel, folder: Path) -> str:
+    content = _plan_file(local, folder)
+    for name, value in content["inputs"]["constants"].items():
+        if not isinstance(value, int | float | str | bool | None):
+            raise CheckpointError(
+                f"Input {name} of the example is {value!r}, which plan.json cannot hold; convert with an example "
+                "that leaves it out, or set it in the model."
+            )
+    return json.dumps(content, indent=2) + "\n"
+
+
 def _plan_file(local: LocalModel, folder: Path) -> dict[str, Any]:
     task = local.task
     return {
@@ -121,19 +93,10 @@ def _plan_file(local: LocalModel, folder: Path) -> dict[str, Any]:
         "task": {"kind": task.kind, "num_classes": task.num_classes, "custom_loss": task.loss_fn is not None},
         "cuts": list(local.plan.cuts),
         "appended": len(local.appended),
+        "frozen": [name for name, p in local.to_standard().named_parameters() if not p.requires_grad],
         "inputs": describe_inputs(local),
         "plan": local.plan.to_dict(),
         "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
-    }
-
-
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What tells one model from another: its class and the names and shapes of its parameters."""
-    shapes = "\n".join(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())
-    return {
-        "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "sha256": hashlib.sha256(shapes.encode()).hexdigest(),
     }
 
 
@@ -153,8 +116,8 @@ def describe_inputs(local: LocalModel) -> dict[str, Any]:
     }
 
 
-def example_from(description: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of the described shapes, as keyword arguments: what ``describe_inputs`` came from, without the values."""
+def example_from(description: dict[str, Any], model: nn.Module) -> Call:
+    """A call with inputs of the described shapes: what ``describe_inputs`` came from, without the values."""
     leaves: list[Any] = []
     tensors = iter(description["tensors"])
     spec = pytree.treespec_loads(description["structure"])
@@ -165,7 +128,7 @@ def example_from(description: dict[str, Any]) -> dict[str, Any]:
         entry = next(tensors)
         dtype = getattr(torch, entry["dtype"])
         leaves.append(torch.zeros(entry["shape"], dtype=dtype))
-    return cast(dict[str, Any], pytree.tree_unflatten(leaves, spec))
+    return Call.with_arguments(inspect.signature(model.forward), pytree.tree_unflatten(leaves, spec))
 
 
 # -------------------------------------------------------------------- reading
@@ -180,7 +143,9 @@ class PlanFile:
     method: dict[str, Any]
     task: Task
     cuts: tuple[str, ...]
+    custom_loss: bool
     appended: int
+    frozen: frozenset[str]
     inputs: dict[str, Any]
     balance: str
 
@@ -213,7 +178,9 @@ def read_plan(folder: Path) -> PlanFile:
             content["method"],
             task,
             tuple(content["cuts"]),
+            content["task"]["custom_loss"],
             content["appended"],
+            frozenset(content["frozen"]),
             content["inputs"],
             content["plan"]["balance"],
         )
@@ -237,7 +204,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load(
-    folder: Path, model: nn.Module | None, to_local: Callable[..., LocalModel], appended: Sequence[nn.Module] = ()
+    folder: Path,
+    model: nn.Module | None,
+    to_local: Callable[..., LocalModel],
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    appended: Sequence[nn.Module] = (),
 ) -> LocalModel:
     """See ``localize.load``; ``to_local`` is handed in because this file lies below it."""
     plan = read_plan(folder)
@@ -252,6 +223,11 @@ def load(
             f"{folder} holds {plan.model['class']} with {plan.model['parameters']} parameters; the model given is "
             f"{found['class']} with {found['parameters']}, or has other shapes. Pass the model it was made from."
         )
+    if plan.custom_loss and loss is None:
+        raise CheckpointError(
+            f"{folder} was converted with a loss of its own, which is code and not saved; pass it: "
+            "load(folder, model, loss=...)."
+        )
     if len(appended) != plan.appended:
         raise CheckpointError(
             f"{folder} has {plan.appended} appended parts and {len(appended)} modules were given for them; "
@@ -259,16 +235,19 @@ def load(
         )
     local = to_local(
         model,
-        example_from(plan.inputs),
+        example_from(plan.inputs, model),
         method=get_method(plan.method["name"], **plan.method["options"]),
         cuts=plan.cuts,
         parts=1,
         balance=plan.balance,
         task=plan.task,
+        loss=loss,
         verify=False,
     )
     for module in appended:
-        local.append_part(module)
+        local.append_part(module, freeze_below=False)
+    for name, parameter in local.to_standard().named_parameters():
+        parameter.requires_grad_(name not in plan.frozen)
     local.source = plan.source
     put_weights(local, tensors, str(folder))
     return local

@@ -11,27 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from localize.errors import TraceError
-from localize.signature import CallSignature
+from localize.signature import Call, CallSignature
 
 Stream = dict[str, Tensor]
 """The values that travel upward between parts, by name."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """Arguments of the model's forward."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def of(cls, inputs: Any) -> Call:
-        """``inputs`` as users pass them: a tensor, a tuple of positional or a dict of keyword arguments."""
-        if isinstance(inputs, Call):
-            return inputs
-        if isinstance(inputs, dict):
-            return cls((), inputs)
-        return cls(tuple(inputs), {}) if isinstance(inputs, tuple) else cls((inputs,), {})
 
 
 @dataclass(frozen=True)
@@ -132,7 +115,7 @@ class Part(nn.Module):
         paths = {path for route in routes.values() for path in route.whole.members}
         members = {path: _member(self, path) for path in paths}
         part = Part(self.__dict__["_number"], routes, members)
-        part.train(self.training)
+        set_own_mode(part, self.training)
         return part
 
     def take_over(self, model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
@@ -155,6 +138,13 @@ class Part(nn.Module):
 
 class _Namespace(nn.Module):
     """Stands where the user's model has a container whose forward was captured."""
+
+
+def set_own_mode(module: nn.Module, training: bool) -> None:
+    """Sets the mode of parts below ``module``, and of nothing that is the user's: a frozen layer stays in eval."""
+    for inner in module.modules():
+        if isinstance(inner, Part | _Namespace):
+            inner.training = training
 
 
 def _attach(part: Part, path: str, member: nn.Module | Tensor) -> None:
@@ -220,3 +210,11 @@ def run_parts(parts: Iterable[nn.Module], signature: CallSignature, call: Call, 
         assert isinstance(part, Part)
         result, stream = advance(part, stream, hidden_only)
     return result
+
+
+def kind_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of the model's first floating-point parameter."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.get_default_dtype()

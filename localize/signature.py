@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -22,6 +24,29 @@ class OutputStructure:
     def restore(self, leaves: Sequence[Any]) -> Any:
         """The output in the model's own type."""
         return pytree.tree_unflatten(list(leaves), self.spec)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of the model's forward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any) -> Call:
+        """``inputs`` as users pass them: a tuple is positional arguments, a mapping keyword ones, else one argument."""
+        if isinstance(inputs, Call):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        return cls(tuple(inputs), {}) if type(inputs) is tuple else cls((inputs,), {})
+
+    @classmethod
+    def with_arguments(cls, forward: inspect.Signature, arguments: dict[str, Any]) -> Call:
+        """The call that gives ``forward``'s parameters these values."""
+        bound = inspect.BoundArguments(forward, OrderedDict(arguments))
+        return cls(bound.args, bound.kwargs)
 
 
 @dataclass(frozen=True)
@@ -88,8 +113,8 @@ class CallSignature:
         tensors = iter(leaves)
         count = len(leaves) + len(self.constants)
         flat = [self.constants[i] if i in self.constants else next(tensors) for i in range(count)]
-        bound = inspect.BoundArguments(self.forward, pytree.tree_unflatten(flat, self.spec))
-        return bound.args, bound.kwargs
+        call = Call.with_arguments(self.forward, pytree.tree_unflatten(flat, self.spec))
+        return call.args, call.kwargs
 
 
 def _arguments(forward: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -115,13 +140,9 @@ def _unique(name: str, taken: Sequence[str]) -> str:
     return candidate
 
 
-def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``example_inputs`` as a call: a dict is keyword arguments, a tuple positional ones, else one argument."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, tuple):
-        return example, {}
-    return (example,), {}
+def to_device(value: Any, device: torch.device) -> Any:
+    """All tensors in ``value`` on ``device``; copies from pinned memory overlap with computing."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
 def leaves_of(value: Any) -> list[Any]:

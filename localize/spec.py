@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -171,7 +172,7 @@ class Plan:
         """Plain data for JSON: what ``plan.json`` and ``--json`` show."""
         result = asdict(self)
         result["imbalance"] = self.imbalance
-        return cast(dict[str, Any], _plain(result))
+        return cast(dict[str, Any], plain(result))
 
     def __str__(self) -> str:
         head = f"{'part':>4}  {'from':<28} {'to':<28} {'MFLOPs':>10} {'params MB':>10} {'saved MB':>9} {'head MB':>8}"
@@ -185,25 +186,33 @@ class Plan:
         return "\n".join(rows + [f"note: {n}" for n in self.notes])
 
 
-def _plain(value: Any) -> Any:
-    """The value with dtypes as names, for JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
-
-
 @dataclass(frozen=True)
 class StepResult:
     """What one training step did. Losses are detached scalars, part 1 first."""
 
     losses: tuple[Tensor, ...]
     logits: Tensor | None = None  # of the last part, detached, where the method makes any
-    grad_norms: tuple[float, ...] = ()
-    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
         """The sum over parts."""
         return float(sum(float(x) for x in self.losses))
+
+
+def plain(value: Any) -> Any:
+    """Plain data for JSON: tensors as numbers, dtypes and paths as text, what is not a finite number as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value.as_posix() if isinstance(value, Path) else str(value)

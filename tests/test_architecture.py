@@ -22,7 +22,8 @@ LAYERS = (
     {"spec", "task", "specstring", "signature"},
     {"heads.base", "libraries", "part"},
     {"heads.layers", "heads.registry", "model", "source"},
-    {"heads", "artifact"},  # heads: one file a method
+    {"heads", "weights"},  # heads: one file a method
+    {"artifact"},
     {"convert", "runtime"},  # never each other
     {"api", "data"},
     {""},  # the package itself

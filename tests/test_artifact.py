@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import localize
-from localize import CheckpointError
+from localize import CheckpointError, to_local
 from tests.test_exact import METHODS, method_id
 from tests.test_local_model import sgd, trained
 from tests.zoo import BY_NAME, CASES, CLASSES, build
@@ -125,3 +125,61 @@ def test_missing_files_and_other_models_are_told(tmp_path):
     (tmp_path / "a" / "weights.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights"):
         localize.load(tmp_path / "a", build(BY_NAME["mlp"]))
+
+
+def test_a_loss_of_one_s_own_must_be_given_again(tmp_path):
+    case = BY_NAME["mlp"]
+
+    def loss(logits, target):
+        return 7 * nn.functional.cross_entropy(logits, target)
+
+    local = to_local(build(case), case.inputs(), method="early_exit", parts=2, loss=loss)
+    local.save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="a loss of its own"):
+        localize.load(tmp_path / "a", build(case))
+    again = localize.load(tmp_path / "a", build(case), loss=loss)
+    x, y = case.inputs(), case.targets()
+    assert torch.equal(again.losses(x, y)[-1], local.losses(x, y)[-1])
+
+
+class Positional(nn.Module):
+    """Takes its inputs by position only, and any number of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, /, *more):
+        return self.b(torch.relu(self.a(x + more[0])))
+
+
+def test_positional_inputs_go_round(tmp_path):
+    inputs = (torch.randn(4, 4), torch.randn(4, 4))
+    local = to_local(Positional(), inputs, method="early_exit", parts=2)
+    local.save(tmp_path / "a")
+    again = localize.load(tmp_path / "a", Positional())
+    assert torch.equal(again.predict(inputs), local.predict(inputs))
+
+
+class Typed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, dtype=torch.float32):
+        return self.b(torch.relu(self.a(x.to(dtype))))
+
+
+def test_an_example_that_json_cannot_hold_is_told(tmp_path):
+    local = to_local(Typed(), torch.randn(4, 4), method="early_exit", parts=2)
+    with pytest.raises(CheckpointError, match=r"float32, which plan.json cannot hold"):
+        local.save(tmp_path / "a")
+
+
+def test_frozen_stays_frozen_and_free_stays_free(tmp_path):
+    local = trained("cnn", METHODS[1])
+    local.to_standard()[0].requires_grad_(False)
+    local.save(tmp_path / "a")
+    again = localize.load(tmp_path / "a", build(BY_NAME["cnn"]))
+    frozen = [name for name, p in again.to_standard().named_parameters() if not p.requires_grad]
+    assert frozen == ["0.weight", "0.bias"]

@@ -193,3 +193,33 @@ def test_the_plan_prints_and_is_plain_data():
     table = str(local.plan)
     assert "imbalance" in table and table.count("\n") == 4
     assert json.loads(json.dumps(local.plan.to_dict()))["cuts"] == list(local.plan.cuts)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_conversion_and_exits_leave_frozen_layers_in_eval(parts):
+    """A frozen batch norm, the usual fine-tuning set-up, was set to train by the conversion."""
+    case = BY_NAME["cnn"]
+    model = build(case).train()
+    model[1].eval()
+    local = to_local(model, case.inputs(), method="early_exit", parts=parts)
+    local.predict(case.inputs())
+    local.exit_model(1)
+    assert [m.training for m in model] == [i != 1 for i in range(len(model))]
+    assert local.training and all(part.training for part in local.parts)
+
+
+def test_a_mapping_is_keyword_arguments_everywhere():
+    from collections import UserDict
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, image, scale=None):
+            return self.b(torch.relu(self.a(image)))
+
+    inputs = UserDict(image=torch.randn(4, 4))
+    local = to_local(Net(), inputs, method="early_exit", parts=2)
+    assert local.predict(inputs).shape == (4, 3)
+    local.train_step(inputs, torch.tensor([0, 1, 2, 0]), local.optimizers(sgd))

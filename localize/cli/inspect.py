@@ -69,8 +69,8 @@ def inspect(
 
 def cut_points(local: LocalModel) -> list[dict[str, Any]]:
     """All places where the model can be cut, bottom first; ``below`` is the share of forward FLOPs below it."""
-    example = example_from(describe_inputs(local))
-    traced = trace(local.to_standard(), (), example)
+    example = example_from(describe_inputs(local), local.to_standard())
+    traced = trace(local.to_standard(), example.args, example.kwargs)
     planner = Planner(traced, local.method, local.plan.balance, local.task)
     nodes = [node.name for node in traced.graph(True).nodes]
     profile = planner.profiles[True]

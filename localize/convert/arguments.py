@@ -6,19 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from localize.convert.infer import infer_example
 from localize.errors import ConfigError, did_you_mean, problem_list
 from localize.heads.base import Method
+from localize.part import kind_of
+from localize.signature import Call, to_device
 from localize.spec import BALANCES, Plan, TensorSpec
 from localize.task import Task, TaskKind
 
 _TIED = ("colocate", "untie")
 
 
-def check_arguments(balance: str, tied: str, parts: int | str, cuts: Sequence[str] | None) -> None:
+def check_arguments(
+    model: nn.Module, balance: str, tied: str, parts: int | str, cuts: Sequence[str] | None
+) -> None:
     """Raises one ``ConfigError`` that lists all arguments out of range."""
     problems = []
     if balance not in BALANCES:
@@ -27,12 +30,23 @@ def check_arguments(balance: str, tied: str, parts: int | str, cuts: Sequence[st
         )
     if tied not in _TIED:
         problems.append(f"unknown tied={tied!r}.{did_you_mean(tied, _TIED)} One of {', '.join(_TIED)}.")
+    elif tied == "untie" and _tied_names(model):
+        problems.append(
+            f"tied='untie' is not there yet, and {', '.join(_tied_names(model))} are tied; leave it out: tied "
+            "parameters then stay in one part."
+        )
     if parts != "auto" and (not isinstance(parts, int) or isinstance(parts, bool) or parts < 1):
         problems.append(f"parts must be a number from 1, or 'auto' with memory_budget_bytes=; got {parts!r}.")
     if isinstance(cuts, str):
         problems.append(f"cuts must be a list of module names, not the string {cuts!r}: cuts=[{cuts!r}].")
     if problems:
         raise ConfigError(problem_list("Bad arguments", problems))
+
+
+def _tied_names(model: nn.Module) -> list[str]:
+    """Further names of parameters that have several."""
+    first = {name for name, _ in model.named_parameters()}
+    return [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in first]
 
 
 def task_of(task: Task | TaskKind | None, loss: Callable[[Tensor, Tensor], Tensor] | None) -> Task | None:
@@ -47,32 +61,15 @@ def task_of(task: Task | TaskKind | None, loss: Callable[[Tensor, Tensor], Tenso
     return replace(whole, loss_fn=loss) if loss is not None else whole
 
 
-def example_of(model: nn.Module, example_inputs: Any) -> tuple[Any, str]:
-    """Example inputs on the model's device, and a note where they had to be inferred."""
-    note = ""
+def example_of(model: nn.Module, example_inputs: Any) -> tuple[Call, tuple[str, ...]]:
+    """The example as a call, on the model's device, and notes where it had to be inferred."""
+    notes: tuple[str, ...] = ()
     if example_inputs is None:
         inferred = infer_example(model)
-        example_inputs, note = inferred.inputs, inferred.note
+        example_inputs, notes = inferred.inputs, (inferred.note,)
     device, _ = kind_of(model)
-    return _moved(example_inputs, device), note
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_moved(item, device) for item in value)
-    return value
-
-
-def kind_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the model's first floating-point parameter."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            return parameter.device, parameter.dtype
-    return torch.device("cpu"), torch.get_default_dtype()
+    call = Call.of(example_inputs)
+    return Call(to_device(call.args, device), to_device(call.kwargs, device)), notes
 
 
 def hidden_specs(method: Method, plan: Plan, logits: TensorSpec) -> list[TensorSpec]:

@@ -13,7 +13,7 @@ from localize.convert.restore import preserved
 from localize.errors import ConfigError, CutError
 from localize.heads.base import Head
 from localize.model import LocalModel
-from localize.part import Part, Program, Route
+from localize.part import Part, Program, Route, kind_of
 from localize.spec import Boundary, Cost, PartCost, TensorSpec
 
 _HIDDEN = "appended"
@@ -48,7 +48,7 @@ def append_part(local: LocalModel, module: nn.Module, freeze_below: bool) -> Non
     for number, head in heads.items():
         local.grafts[str(number)] = head.train(local.training)
     local.appended.append(module)
-    _extend_plan(local, part, spec, made)
+    _extend_plan(local, part, spec)
 
 
 def _part_of(module: nn.Module, number: int, takes: str) -> Part:
@@ -79,8 +79,7 @@ def _in_tuple(run: Any) -> Any:
 
 
 def _output_spec(module: nn.Module, spec: TensorSpec, local: LocalModel) -> TensorSpec:
-    weight = next(local.parameters(), torch.empty(0))
-    hidden = torch.zeros(spec.shape, dtype=spec.dtype, device=weight.device)
+    hidden = torch.zeros(spec.shape, dtype=spec.dtype, device=kind_of(local)[0])
     with preserved(module, training=False), torch.no_grad():
         try:
             output = module(hidden)
@@ -90,19 +89,17 @@ def _output_spec(module: nn.Module, spec: TensorSpec, local: LocalModel) -> Tens
             ) from error
     if not isinstance(output, Tensor):
         raise ConfigError(f"The appended module must return one tensor, not {type(output).__name__}.")
-    layout = {2: "vector", 3: "tokens", 4: "map"}.get(output.dim(), "other")
-    return TensorSpec(tuple(output.shape), output.dtype, spec.batch_axis, layout)  # type: ignore[arg-type]
+    return TensorSpec.of(output, spec.batch_axis)
 
 
 def _new_heads(
     local: LocalModel, opened: Part, part: Part, spec: TensorSpec, made: TensorSpec
 ) -> dict[int, Head]:
     """The new part's head; and one for the part that was the last, where its old one read the model's logits."""
-    weight = next(local.parameters(), torch.empty(0))
     total = len(local.parts) + 1
     hidden = [spec] * (total - 1) + [made]
     parts = [*(cast(Part, p) for p in local.parts[:-1]), opened, part]
-    built = graft(local.method, parts, hidden, made, local.task, weight.device, weight.dtype)
+    built = graft(local.method, parts, hidden, made, local.task, *kind_of(local))
     heads = {total: built[-1]}
     if not local.method.splits_classifier:
         heads[total - 1] = built[-2]
@@ -115,7 +112,7 @@ def _new_heads(
     return {number: head for number, head in heads.items() if head is not None}
 
 
-def _extend_plan(local: LocalModel, part: Part, spec: TensorSpec, made: TensorSpec) -> None:
+def _extend_plan(local: LocalModel, part: Part, spec: TensorSpec) -> None:
     plan, number = local.plan, len(local.parts)
     weights = sum(p.numel() * p.element_size() for p in part.parameters())
     name = f"{_HIDDEN}_{number}"

@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from localize.convert.restore import preserved
 from localize.errors import ConfigError
-from localize.signature import as_call
 
 BATCH = 2  # the smallest batch that BatchNorm accepts in train mode
 _IMAGE_SIZES = (32, 28, 224, 64, 8, 16, 96, 128, 256, 299, 384, 512)
@@ -97,11 +96,10 @@ def _shapes_for(layer: nn.Module, sizes: tuple[int, ...]) -> Iterator[tuple[int,
 
 def _fits(model: nn.Module, candidate: Tensor) -> bool:
     """Whether the model's forward takes ``candidate``, on fake tensors and in eval mode."""
-    args, kwargs = as_call(candidate)
     with preserved(model, training=False), torch.no_grad():
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                model(*[mode.from_tensor(a) for a in args], **kwargs)
+                model(mode.from_tensor(candidate))
         except Exception:
             return False
     return True

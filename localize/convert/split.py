@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from localize.convert.traced import TracedModel
 from localize.errors import CutError
-from localize.part import Part, Program, Route
+from localize.part import Part, Program, Route, set_own_mode
 from localize.spec import CutPoint
 
 _serial = count()
@@ -49,7 +49,8 @@ def split(traced: TracedModel, cuts: dict[bool, Cuts]) -> list[Part]:
             else:
                 members[path] = value
         part = Part(number, by_mode, members, constants)
-        parts.append(part.train(traced.root.training))
+        set_own_mode(part, traced.root.training)
+        parts.append(part)
     return parts
 
 

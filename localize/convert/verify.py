@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from localize.convert.restore import preserved
 from localize.errors import TraceError
-from localize.part import Call, Part, run_parts
-from localize.signature import CallSignature, leaves_of
+from localize.part import Part, run_parts
+from localize.signature import Call, CallSignature, leaves_of
 
 
 def verify(model: nn.Module, parts: Sequence[Part], signature: CallSignature, example: Sequence[Tensor]) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from localize.convert.flops import FlopCounter
 from localize.convert.restore import preserved
 from localize.heads.base import Method
-from localize.part import Part, Program, Route
-from localize.signature import CallSignature
+from localize.part import Part, Program, Route, set_own_mode
+from localize.signature import Call, CallSignature
 from localize.spec import Cost, PartCost, Plan, TensorSpec
 from localize.task import Task, infer_task
 
@@ -30,13 +30,14 @@ def whole_part(model: nn.Module, signature: CallSignature) -> Part:
     members |= dict(model.named_parameters(recurse=False)) | dict(model.named_buffers(recurse=False))
     part = Part(1, {True: route, False: route}, members)
     part.__dict__["_whole"] = model
-    return part.train(model.training)
+    set_own_mode(part, model.training)
+    return part
 
 
-def dry_output(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+def dry_output(model: nn.Module, call: Call) -> tuple[Any, float]:
     """The model's output in eval mode and the FLOPs it took; nothing of the model changes."""
     with preserved(model, training=False), torch.no_grad(), FlopCounter() as counter:
-        output = model(*args, **kwargs)
+        output = model(*call.args, **call.kwargs)
     return output, counter.flops
 
 
@@ -45,17 +46,16 @@ def whole_plan(
     method: Method,
     balance: str,
     leaves: list[Tensor],
-    call: tuple[tuple[Any, ...], dict[str, Any]],
+    call: Call,
     task: Task | None,
     loss: Callable[[Tensor, Tensor], Tensor] | None,
+    notes: tuple[str, ...],
 ) -> tuple[Plan, Task, TensorSpec]:
     """The plan of an uncut model, its task, and the shape of its logits."""
-    output, flops = dry_output(model, *call)
+    output, flops = dry_output(model, call)
     task = task.completed(output) if task is not None else infer_task(output, loss)
     logits = task.logits(output)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    layout = {2: "vector", 3: "tokens", 4: "map"}.get(logits.dim(), "other")
-    spec = TensorSpec(tuple(logits.shape), logits.dtype, 0 if logits.dim() else None, layout)  # type: ignore[arg-type]
     names = [name for name, _ in model.named_children()] or [type(model).__name__]
     plan = Plan(
         model=type(model).__name__,
@@ -64,6 +64,7 @@ def whole_plan(
         cuts=(),
         boundaries=(),
         parts=(PartCost(1, names[0], names[-1], Cost(flops, size), Cost()),),
-        inputs=tuple(TensorSpec(tuple(t.shape), t.dtype) for t in leaves),
+        inputs=tuple(TensorSpec.of(t) for t in leaves),
+        notes=notes,
     )
-    return plan, task, spec
+    return plan, task, TensorSpec.of(logits)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -66,11 +65,6 @@ def pairs(loader: Iterable[Any], split: SplitBatch) -> Iterator[tuple[Any, Any]]
         raise ConfigError(
             f"The loader ({type(loader).__name__}) is empty; it must yield batches anew every time it is iterated."
         )
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """All tensors in ``value`` on ``device``; copies from pinned memory overlap with computing."""
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
 def batch_size(inputs: Any, target: Any) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from localize.errors import ConfigError
+from localize.spec import plain
 
 Row = dict[str, Any]
 JSONL, CSV = "history.jsonl", "history.csv"
@@ -27,7 +27,7 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / JSONL, "".join(json.dumps(_plain(row)) + "\n" for row in rows))
+        _replace(folder / JSONL, "".join(json.dumps(plain(row)) + "\n" for row in rows))
         _replace(folder / CSV, _table(rows))
     except OSError as error:
         raise ConfigError(
@@ -56,15 +56,6 @@ def _table(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null instead."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _replace(path: Path, text: str) -> None:

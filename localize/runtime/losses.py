@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from localize.heads.base import Target
-from localize.part import Stream
+from localize.part import Stream, kind_of
 from localize.runtime.routing import last_loss
 from localize.runtime.sequential import run_batch
 from localize.runtime.stage import Stage
@@ -50,8 +50,7 @@ def isolated_losses(stages: Sequence[Stage], stream: Stream, target: Target) -> 
     result = []
     for stage, report in zip(stages, reports, strict=True):
         known = [p for p in owned[stage.number] if p in collector.grads]
-        device = next(stage.part.parameters(), torch.empty(0)).device
-        value = torch.zeros((), device=device) if report.loss is None else report.loss
+        value = torch.zeros((), device=kind_of(stage.part)[0]) if report.loss is None else report.loss
         if known:
             result.append(_Routed.apply(value, [collector.grads[p] for p in known], *known))
         else:

@@ -1,4 +1,7 @@
-"""Losses and hits, summed where they are computed: the device is waited for once an epoch, not once a batch."""
+"""Losses and hits, summed where they are computed: adding up a batch waits for no device, reading an epoch does.
+
+What does wait in each step is the check of ``on_nonfinite``, see ``OptimizerSteps``.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,11 @@ import torch
 from torch import Tensor
 
 from localize.model import LocalModel
-from localize.runtime.batches import SplitBatch, batch_size, pairs, to_device
+from localize.runtime.batches import SplitBatch, batch_size, pairs
 from localize.runtime.precision import Autocast
 from localize.runtime.stage import StageReport
-from localize.task import IGNORE_INDEX, Task
-
-
-def hits(task: Task, logits: Tensor, target: Any) -> Tensor:
-    """(targets hit, targets there are), int64 on the logits' device; (0, 0) where there are no classes to hit."""
-    axis = task.class_axis(logits) if task.has_classes else 0
-    comparable = (
-        task.has_classes
-        and isinstance(target, Tensor)
-        and not target.is_floating_point()
-        and target.shape == logits.shape[:axis] + logits.shape[axis + 1 :]
-    )
-    if not comparable:
-        return torch.zeros(2, dtype=torch.int64, device=logits.device)
-    valid = target != IGNORE_INDEX
-    return torch.stack([((logits.argmax(axis) == target) & valid).sum(), valid.sum()])
+from localize.signature import to_device
+from localize.task import Task
 
 
 def _sums(count: int, device: torch.device) -> Tensor:
@@ -134,7 +123,7 @@ def _scores(task: Task, logits: Tensor, target: Any, samples: int) -> Tensor:
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     result = _sums(4, logits.device)
-    result[2:] = hits(task, logits, target)
+    result[2:] = task.hits(logits, target)
     # A mean over targets that are not ignored counts as often as there are such targets.
     result[1] = result[3] if task.has_classes and task.loss_fn is None else samples
     loss = task.loss(logits, target).to(result.dtype)

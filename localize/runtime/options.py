@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import get_args
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from localize.errors import ConfigError, PlacementError, did_you_mean, problem_list
+from localize.errors import ConfigError, PlacementError, problem_list
+from localize.heads.base import one_of, positive
 from localize.model import OptimizerFactory
 from localize.runtime import checkpoint
 from localize.runtime.batches import SplitBatch
@@ -59,22 +59,16 @@ class Options:
             _factory("head_optimizer", self.head_optimizer, "partial(torch.optim.Adam, lr=1e-4)"),
             _factory("scheduler", self.scheduler, "partial(CosineAnnealingLR, T_max=epochs)"),
             check_precision(self.precision),
-            None
-            if self.executor in EXECUTORS
-            else f"executor={self.executor!r} is none of {', '.join(EXECUTORS)}."
-            f"{did_you_mean(self.executor, EXECUTORS)}",
+            one_of("executor", self.executor, tuple(EXECUTORS)),
             _whole("seed", self.seed, 0),
-            None if self.checkpoint_every is None else _whole("checkpoint_every", self.checkpoint_every, 1),
-            None
-            if self.checkpoint_every is None or self.checkpoint_dir is not None
-            else "checkpoint_every needs checkpoint_dir, the folder to write to.",
-            None
-            if self.clip_grad_norm is None or 0 < self.clip_grad_norm < math.inf
-            else f"clip_grad_norm={self.clip_grad_norm!r} is not a positive number.",
-            None
-            if self.on_nonfinite in get_args(OnNonfinite)
-            else f"on_nonfinite={self.on_nonfinite!r} is neither 'raise' nor 'skip'.",
+            one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite)),
         ]
+        if self.checkpoint_every is not None:
+            problems.append(_whole("checkpoint_every", self.checkpoint_every, 1))
+            if self.checkpoint_dir is None:
+                problems.append("checkpoint_every needs checkpoint_dir, the folder to write to.")
+        if self.clip_grad_norm is not None:
+            problems.append(positive("clip_grad_norm", self.clip_grad_norm))
         found = [problem for problem in problems if problem]
         if found:
             raise ConfigError(problem_list("These options of Trainer make no sense", found))

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from localize.errors import ConfigError, did_you_mean
+from localize.errors import ConfigError
+from localize.heads.base import one_of
 from localize.runtime.stage import Stage
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,9 +19,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 def check_precision(name: str) -> str | None:
     """The problem with a precision's name; None where there is none."""
-    if name in PRECISIONS:
-        return None
-    return f"precision={name!r} is none of {', '.join(PRECISIONS)}.{did_you_mean(name, PRECISIONS)}"
+    return one_of("precision", name, tuple(PRECISIONS))
 
 
 def autocast_for(name: str, device: torch.device) -> Autocast:
@@ -52,7 +50,7 @@ def install(name: str, stages: Sequence[Stage], device: torch.device) -> dict[in
     """
     autocast = autocast_for(name, device)
     for stage in stages:
-        stage.autocast, stage.scale = autocast, _as_is
+        stage.autocast, stage.scale = autocast, None
     if PRECISIONS[name] is not torch.float16:
         return {}
     together = stages[0].method.window(len(stages)) > 1
@@ -61,7 +59,3 @@ def install(name: str, stages: Sequence[Stage], device: torch.device) -> dict[in
     for stage in stages:
         stage.scale = scalers[stage.number].scale
     return scalers
-
-
-def _as_is(loss: Tensor) -> Tensor:
-    return loss

@@ -1,4 +1,8 @@
-"""A progress bar on stderr: epoch, one loss a part, time left. Silent where nobody watches."""
+"""A progress bar on stderr: epoch, one loss a part, time left. Silent where nobody watches.
+
+The one place besides ``cli/output.py`` that writes to a stream: a script that uses ``Trainer`` wants to see how far
+it is, too. What is data (stdout) it leaves alone.
+"""
 
 from __future__ import annotations
 

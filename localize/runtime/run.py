@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from localize.errors import CheckpointError, ConfigError, LocalizeError
 from localize.model import LocalModel
-from localize.part import Call
 from localize.runtime import batches, checkpoint, history, metrics, precision, seeding
 from localize.runtime.nonfinite import Buffers, check_weights
 from localize.runtime.options import Options
@@ -22,6 +21,7 @@ from localize.runtime.sequential import stages_of
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.state import TrainingState
 from localize.runtime.update import OptimizerSteps, members
+from localize.signature import Call, to_device
 
 
 class Run:
@@ -33,7 +33,7 @@ class Run:
         self.stages = stages_of(local)
         scalers = precision.install(options.precision, self.stages, device)
         for stage in self.stages:
-            stage.measure = lambda logits, target: metrics.hits(local.task, logits, target)
+            stage.measure = local.task.hits
         optimizers = local.optimizers(options.optimizer, options.head_optimizer)
         if not optimizers:
             raise ConfigError(
@@ -115,7 +115,7 @@ class Run:
             seeding.Seeded(self.generators, seeding.derive(self.options.seed, 0, state.step)),
         ):
             self.local.task.check_target(target)
-            inputs, target = batches.to_device(inputs, self.device), batches.to_device(target, self.device)
+            inputs, target = to_device(inputs, self.device), to_device(target, self.device)
             call = Call.of(inputs)
             stream = self.local.signature.stream(call.args, call.kwargs)
             size = batches.batch_size(inputs, target)

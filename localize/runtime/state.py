@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from localize.artifact import fingerprint, put_weights, weights_of
 from localize.errors import CheckpointError, problem_list
 from localize.model import LocalModel
 from localize.runtime.checkpoint import Snapshot
 from localize.runtime.history import Row
 from localize.runtime.metrics import Tally
+from localize.spec import plain
+from localize.weights import fingerprint, put_weights, weights_of
 
 Group = dict[str, Any]
 
@@ -60,7 +60,7 @@ class TrainingState:
             "batch": self.batch,
             "seed": self.seed,
             "model": fingerprint(self.local.to_standard()),
-            "method": {"name": method.name, "options": _as_json(method.options())},
+            "method": {"name": method.name, "options": plain(method.options())},
             "cuts": list(self.local.plan.cuts),
         }
 
@@ -187,10 +187,6 @@ class TrainingState:
             if scaler is not None and saved["scaler"] and id(scaler) not in restored:
                 restored.add(id(scaler))
                 scaler.load_state_dict(saved["scaler"])
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
 
 
 def _named(group: Group, names: dict[int, str]) -> Group:

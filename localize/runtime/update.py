@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from localize.runtime.stage import Half, Stage
 
 OnNonfinite = Literal["raise", "skip"]
 _HALVES: tuple[Half, Half] = ("part", "head")
+_WARNED: WeakSet[nn.Module] = WeakSet()  # parts whose lack of an optimizer was told of: once, not once a step
+_log = logging.getLogger(__name__)
 
 
 class Collector:
@@ -49,7 +53,8 @@ class OptimizerSteps:
         optimizers: any grouping of the parts' and heads' parameters.
         clip_grad_norm: largest norm of the gradients of one optimizer's parameters (part and head, as a rule).
         on_nonfinite: ``raise`` stops at a loss that is not finite, before any update of that part; ``skip``
-            leaves out the update of parameters whose gradients are not finite.
+            leaves out the update of parameters whose gradients are not finite. Both read one number a part and
+            step, before the update, which on a GPU waits for that part; None reads nothing.
         keep_grads: leave gradients in ``.grad`` after the update.
         scalers: per optimizer, for float16; optimizers may share one. Gradients that overflowed are not an error
             then: the update is left out and ``finish`` lowers the scale.
@@ -71,7 +76,6 @@ class OptimizerSteps:
         self.optimizers = list(optimizers)
         self.clip_grad_norm, self.on_nonfinite, self.keep_grads = clip_grad_norm, on_nonfinite, keep_grads
         self.scalers = list(scalers) if scalers is not None else [None] * len(self.optimizers)
-        self.grad_norms: dict[int, float] = {}  # by optimizer, of the current step
         self.skipped: list[int] = []  # numbers of the parts whose update was left out in the current step
         self._needs = members(stages, self.optimizers)
         self._missing: list[set[tuple[int, Half]]] = []
@@ -81,7 +85,7 @@ class OptimizerSteps:
     def start(self) -> None:
         """Before each batch."""
         self._missing = [set(needs) for needs in self._needs]
-        self.grad_norms, self.skipped, self._scaled = {}, [], []
+        self.skipped, self._scaled = [], []
 
     def finish(self) -> None:
         """After each batch: adapts the loss scales of float16, each once, whatever number of optimizers share it."""
@@ -111,39 +115,48 @@ class OptimizerSteps:
                     self._step(index, stage)
 
     def _step(self, index: int, stage: Stage) -> None:
+        norm = self._measured(index)
+        applied = self._applied(index, stage, norm)
+        if not applied:
+            self.skipped.append(stage.number)
+        if not self.keep_grads:
+            self.optimizers[index].zero_grad(set_to_none=True)
+
+    def _measured(self, index: int) -> float | None:
+        """Unscales and clips an optimizer's gradients; their norm before, None where nobody asks for it."""
         optimizer, scaler = self.optimizers[index], self.scalers[index]
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters:
-            scaler = None  # a scaler refuses an optimizer that nothing was scaled for
+        gradients = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return None
         if scaler is not None:
             scaler.unscale_(optimizer)
             if not any(scaler is other for other in self._scaled):
                 self._scaled.append(scaler)
-        apply = True
-        if parameters and (
-            self.clip_grad_norm is not None or self.on_nonfinite == "skip" or scaler is not None
-        ):
-            limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
-            norm = float(nn.utils.clip_grad_norm_(parameters, limit))
-            self.grad_norms[index] = norm
-            apply = math.isfinite(norm)
-            if not apply and self.on_nonfinite == "raise" and scaler is None:
-                raise LocalizeError(
-                    f"The gradient norm of part {stage.number} of {stage.parts} is {norm}; its update was not made. "
-                    "Lower the learning rate or pass on_nonfinite='skip'."
-                )
-        if scaler is not None:
+        elif self.clip_grad_norm is None and self.on_nonfinite != "skip":
+            return None
+        limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
+        return float(nn.utils.clip_grad_norm_(gradients, limit))
+
+    def _applied(self, index: int, stage: Stage, norm: float | None) -> bool:
+        """Updates an optimizer's parameters unless their gradients, of this norm, are not finite."""
+        optimizer, scaler = self.optimizers[index], self.scalers[index]
+        finite = norm is None or math.isfinite(norm)
+        if scaler is not None and norm is not None:  # a scaler refuses an optimizer that nothing was scaled for
             scaler.step(optimizer)
-        elif apply:
+        elif finite:
             optimizer.step()
-        if not apply:
-            self.skipped.append(stage.number)
-        if not self.keep_grads:
-            optimizer.zero_grad(set_to_none=True)
+        elif self.on_nonfinite == "raise":
+            raise LocalizeError(
+                f"The gradient norm of part {stage.number} of {stage.parts} is {norm}; its update was not made. "
+                "Lower the learning rate or pass on_nonfinite='skip'."
+            )
+        return finite
 
 
 def members(stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> list[set[tuple[int, Half]]]:
     """By optimizer: the halves of the stages that its parameters belong to.
+
+    What no optimizer holds is not trained: a warning names it, once.
 
     Raises:
         ConfigError: an optimizer holds parameters of neither part nor head.
@@ -155,6 +168,7 @@ def members(stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> list[se
             for parameter in module.parameters() if module is not None else []:
                 owner[id(parameter)] = (stage.number, half)
     needs: list[set[tuple[int, Half]]] = []
+    held: set[int] = set()
     for index, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         unknown = [tuple(p.shape) for p in parameters if id(p) not in owner]
@@ -164,4 +178,22 @@ def members(stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> list[se
                 f"(shapes {unknown[:3]}); make the optimizers with local.optimizers(factory)."
             )
         needs.append({owner[id(p)] for p in parameters})
+        held.update(map(id, parameters))
+    _warn_of_untrained(stages, held)
     return needs
+
+
+def _warn_of_untrained(stages: Sequence[Stage], held: set[int]) -> None:
+    untrained = {
+        f"{half} {stage.number}": stage.part
+        for stage in stages
+        for half in _HALVES
+        if not held.issuperset(map(id, stage.parameters(half)))
+    }
+    if not _WARNED.issuperset(untrained.values()):
+        _WARNED.update(untrained.values())
+        _log.warning(
+            "No optimizer holds all trainable parameters of %s; those left out are not trained. Set "
+            "requires_grad=False where that is meant, or make the optimizers with local.optimizers(factory).",
+            ", ".join(untrained),
+        )

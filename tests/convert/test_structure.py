@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localize.errors import ConfigError, TraceError
-from localize.signature import CallSignature, as_call
+from localize.signature import Call, CallSignature
 from tests.convert.recording import assert_same, capture
 
 Pair = namedtuple("Pair", "first second")
@@ -89,9 +89,9 @@ def test_no_tensor() -> None:
 
 
 def test_example_forms() -> None:
-    assert as_call({"x": X}) == ((), {"x": X})
-    assert as_call((X, Y)) == ((X, Y), {})
-    assert as_call(X) == ((X,), {})
+    assert Call.of({"x": X}) == Call.of(UserDict(x=X)) == Call((), {"x": X})
+    assert Call.of((X, Y)) == Call((X, Y), {})
+    assert Call.of(X) == Call.of(Call.of(X)) == Call((X,), {})
 
 
 class Structured(nn.Module):

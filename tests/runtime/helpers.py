@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from localize import LocalModel, to_local
-from localize.artifact import weights_of
 from localize.heads.base import Method
 from localize.runtime.trainer import Trainer
+from localize.weights import weights_of
 
 CLASSES, SAMPLES, BATCH = 4, 22, 6  # the last batch is ragged
 BATCHES = 4  # an epoch

@@ -1,0 +1,61 @@
+"""All weights of a model by name, and what tells one model from another."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localize.errors import CheckpointError, problem_list
+from localize.model import LocalModel
+
+
+def weights_of(local: LocalModel) -> dict[str, Tensor]:
+    """All tensors of a model by original name, those of heads as ``heads.K.…``. A tied tensor has one name."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in local.to_standard().state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    for number, module in enumerate(local.appended, 1):
+        for name, tensor in module.state_dict().items():
+            tensors[f"appended.{number}.{name}"] = tensor.detach()
+    for number, head in enumerate(local.heads, 1):
+        for name, tensor in head.state_dict().items() if head is not None else ():
+            tensors[f"heads.{number}.{name}"] = tensor.detach()
+    return tensors
+
+
+def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> None:
+    """Copies ``tensors`` into a model; the inverse of ``weights_of``.
+
+    Raises:
+        CheckpointError: names or shapes differ; everything that does not fit is listed at once.
+    """
+    own = weights_of(local)
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is not in the model" for name in tensors if name not in own]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    ]
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise CheckpointError(problem_list(f"The weights in {where} are of another model or plan", shown))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """What tells one model from another: its class and the names and shapes of its parameters."""
+    shapes = "\n".join(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())
+    return {
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sha256": hashlib.sha256(shapes.encode()).hexdigest(),
+    }
