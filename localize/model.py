@@ -181,14 +181,16 @@ class LocalModel(nn.Module):
         return self.__dict__["_toolkit"].losses(self, Call.of(inputs), target)  # type: ignore[no-any-return]
 
     def train_step(
-        self, inputs: Any, target: Target, optimizers: Sequence[Optimizer], *, keep_grads: bool = True
+        self, inputs: Any, target: Target, optimizers: Optimizer | Sequence[Optimizer], *, keep_grads: bool = True
     ) -> StepResult:
         """Forward, local backward and update part by part; a part's activations are freed before the next runs.
 
-        Gradients are zeroed before use. ``keep_grads=False`` drops each part's gradients after its update, so
-        that gradients, too, take the room of the largest part only.
+        ``optimizers`` may group parts and heads in any way; one optimizer for all will do. Gradients are zeroed
+        before use. ``keep_grads=False`` drops each part's gradients after its update, so that gradients, too, take
+        the room of the largest part only.
         """
-        return self.__dict__["_toolkit"].train_step(self, Call.of(inputs), target, optimizers, keep_grads)  # type: ignore[no-any-return]
+        each = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
+        return self.__dict__["_toolkit"].train_step(self, Call.of(inputs), target, each, keep_grads)  # type: ignore[no-any-return]
 
     def optimizers(
         self, factory: OptimizerFactory, head_factory: OptimizerFactory | None = None

@@ -112,13 +112,22 @@ class Task:
     def _classes_second(self, logits: Tensor) -> Tensor:
         return logits.transpose(1, -1) if self.kind == "causal_lm" else logits
 
-    def correct(self, logits: Tensor, target: Tensor) -> tuple[int, int]:
-        """How many targets are hit, and how many there are (ignored ones left out); (0, 0) for regression."""
-        if not self.has_classes:
-            return 0, 0
+    def hits(self, logits: Tensor, target: Any) -> Tensor:
+        """(targets hit, targets there are), int64 on the logits' device; ignored targets are left out.
+
+        (0, 0) where there are no classes to hit, or the target has another form.
+        """
+        axis = self.class_axis(logits) if self.has_classes else 0
+        comparable = (
+            self.has_classes
+            and isinstance(target, Tensor)
+            and not target.is_floating_point()
+            and target.shape == logits.shape[:axis] + logits.shape[axis + 1 :]
+        )
+        if not comparable:
+            return torch.zeros(2, dtype=torch.int64, device=logits.device)
         valid = target != IGNORE_INDEX
-        hits = (logits.argmax(self.class_axis(logits)) == target) & valid
-        return int(hits.sum()), int(valid.sum())
+        return torch.stack([((logits.argmax(axis) == target) & valid).sum(), valid.sum()])
 
 
 def find_logits(output: Any) -> Tensor:

@@ -172,7 +172,7 @@ def test_one_optimizer_for_all_parts_is_valid_too(method):
     case = BY_NAME["cnn"]
     one, many = converted(case, method), converted(case, method)
     x, y = case.inputs(), case.targets()
-    one.train_step(x, y, [sgd(one.parameters())])
+    one.train_step(x, y, sgd(one.parameters()))
     many.train_step(x, y, many.optimizers(sgd, sgd))
     for (name, p), q in zip(one.named_parameters(), many.parameters(), strict=True):
         assert torch.equal(p, q), name

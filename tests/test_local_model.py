@@ -186,6 +186,23 @@ def test_an_optimizer_of_foreign_parameters_is_told():
         local.train_step(BY_NAME["mlp"].inputs(), BY_NAME["mlp"].targets(), [sgd([nn.Parameter(torch.zeros(3))])])
 
 
+def test_what_no_optimizer_holds_is_told_once(caplog):
+    """Optimizers of some parts only: allowed (users freeze on purpose), but the others silently did not train."""
+    local, x, y = trained("mlp", get_method("early_exit")), BY_NAME["mlp"].inputs(), BY_NAME["mlp"].targets()
+    optimizers = local.optimizers(sgd)
+    local.train_step(x, y, optimizers)
+    assert not caplog.records
+    for _ in range(2):
+        local.train_step(x, y, optimizers[1:])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "part 1, head 1;" in caplog.text
+    for frozen in (local.parts[0], local.heads[0]):
+        frozen.requires_grad_(False)
+    caplog.clear()
+    local.train_step(x, y, local.optimizers(sgd))
+    assert not caplog.records
+
+
 def test_the_plan_prints_and_is_plain_data():
     import json
 

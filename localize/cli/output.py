@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from localize.spec import plain
 
 Mode = Literal["table", "json", "quiet"]
 _WIDE = 160  # columns of a table that no terminal limits
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Output:
     """One command's output: tables for people, one JSON document for machines, or only the essential."""
 
@@ -81,20 +80,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def plain(value: Any) -> Any:
-    """Plain data for JSON: tensors as lists, paths as text, what is not a finite number as null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(v) for v in value]
-    if isinstance(value, torch.Tensor):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return value.as_posix() if isinstance(value, Path) else str(value)

@@ -12,8 +12,8 @@ from torch import nn
 
 from localize.cli.loading import byte_size, cut_names, part_count, shaped
 from localize.cli.optim import optimizer_factory, scheduler_factory
-from localize.cli.output import plain
 from localize.errors import ConfigError
+from localize.spec import plain
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_optimizers_take_their_options() -> None:
     [
         ({1: (float("nan"), torch.tensor([1.5]))}, {"1": [None, [1.5]]}),
         (Path("a/b"), "a/b"),
-        (torch.float32, "torch.float32"),
+        (torch.float32, "float32"),
         ([True, None, 3], [True, None, 3]),
     ],
 )

@@ -43,7 +43,7 @@ def test_layers_compute_in_the_precision_and_weights_stay_float32(name: str, dty
 
 def test_an_unknown_precision_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"precision=.bf61. is none of fp32, bf16, fp16\. Did you mean .bf16."
+        ConfigError, match=r"precision=.bf61. is none of 'fp32', 'bf16', 'fp16'\. Did you mean .bf16."
     ):
         trainer(converted(), precision="bf61")
 

@@ -418,8 +418,8 @@ def test_all_bad_options_are_told_at_once() -> None:
     message = str(caught.value)
     expected = (
         "optimizer must be a callable that makes one, such as partial(torch.optim.Adam, lr=1e-3); got a Adam",
-        "precision='fp8' is none of fp32, bf16, fp16",
-        "executor='sequental' is none of sequential, distributed. Did you mean 'sequential'?",
+        "precision='fp8' is none of 'fp32', 'bf16', 'fp16'",
+        "executor='sequental' is none of 'sequential', 'distributed'. Did you mean 'sequential'?",
         "clip_grad_norm=-1.0",
         "on_nonfinite='ignore'",
         "checkpoint_every=0",
