@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from localize import LocalizeError, get_method, list_methods, to_local
 
-SIZES = {"inception_v3": 112, "alexnet": 64, "maxvit_t": 224}
+SIZES = {"inception_v3": 299, "alexnet": 64, "maxvit_t": 224}
 HEAVY = re.compile(r"vit_h_14|regnet_y_128gf")
 
 

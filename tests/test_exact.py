@@ -90,6 +90,31 @@ def test_losses_are_isolated(case: Case, method):
     assert not [n for n in unreached if n.split(".", 1)[1] not in untrained]
 
 
+@pytest.mark.parametrize("name", ["mlp", "residual", "long_skip", "encoder"])
+@every_method
+def test_gradients_do_not_depend_on_what_is_out_of_reach(name, method):
+    """Isolation seen from outside: other weights above the reach, and other heads, change nothing below."""
+    case = BY_NAME[name]
+    local = converted(case, method)
+    changed = copy.deepcopy(local)
+    total = len(local.parts)
+    part = 1
+    reached = {j for j in range(1, total + 1) if part in method.trains(j, total)}
+    with torch.no_grad():
+        for number in range(max(reached) + 1, total + 1):
+            for p in [*changed.parts[number - 1].parameters(), *changed.grafts[str(number)].parameters()]:
+                p.add_(torch.randn_like(p))
+        for number in set(range(1, total)) - reached:
+            if str(number) in changed.grafts:
+                for p in changed.grafts[str(number)].parameters():
+                    p.add_(torch.randn_like(p))
+    for one in (local, changed):
+        torch.manual_seed(4)
+        sum(one.losses(case.inputs(), case.targets())).backward()
+    pairs = zip(local.parts[part - 1].parameters(), changed.parts[part - 1].parameters(), strict=True)
+    assert all(torch.equal(p.grad, q.grad) for p, q in pairs)
+
+
 @every_case
 @every_method
 def test_released_step_is_the_joint_backward(case: Case, method):
