@@ -58,7 +58,7 @@ def to_local(
         parts: how many, or ``"auto"``: as few as fit ``memory_budget_bytes`` each.
         balance: what the parts are balanced by, heads included: ``flops``, ``memory`` (parameters, gradients, Adam's
             state and saved activations), ``activations`` (saved activations alone), ``params`` or ``time`` (measured).
-        cuts: names of the modules after which to cut; ``parts`` is then ignored.
+        cuts: names of the modules after which to cut, instead of ``parts``, which is then ignored.
         task: what the model is trained for; inferred from its output where omitted.
         loss: replaces the task's loss: ``loss(logits, target) -> scalar``.
         tied: what to do about tied parameters: ``colocate`` keeps them in one part. ``untie``, copies of them, is
@@ -74,7 +74,7 @@ def to_local(
         ConfigError: an argument makes no sense, or no example inputs were found.
     """
     rule = resolve_method(method)
-    check_arguments(model, balance, tied, parts, cuts)
+    check_arguments(model, balance, tied, parts, cuts, memory_budget_bytes)
     wanted = task_of(task, loss)
     call, notes = example_of(model, example_inputs)
     if parts == 1 and not cuts and not rule.splits_classifier:

@@ -20,7 +20,12 @@ _TIED = ("colocate", "untie")
 
 
 def check_arguments(
-    model: nn.Module, balance: str, tied: str, parts: int | str, cuts: Sequence[str] | None
+    model: nn.Module,
+    balance: str,
+    tied: str,
+    parts: int | str,
+    cuts: Sequence[str] | None,
+    memory_budget_bytes: int | None,
 ) -> None:
     """Raises one ``ConfigError`` that lists all arguments out of range."""
     problems = []
@@ -37,6 +42,12 @@ def check_arguments(
         )
     if parts != "auto" and (not isinstance(parts, int) or isinstance(parts, bool) or parts < 1):
         problems.append(f"parts must be a number from 1, or 'auto' with memory_budget_bytes=; got {parts!r}.")
+    if memory_budget_bytes is not None and (parts != "auto" or cuts is not None):
+        given = f"parts={parts!r}" if cuts is None else "cuts"
+        problems.append(
+            f"memory_budget_bytes={memory_budget_bytes} decides how many parts there are, which {given} does already: "
+            "pass parts='auto' with it, or leave it out."
+        )
     if isinstance(cuts, str):
         problems.append(f"cuts must be a list of module names, not the string {cuts!r}: cuts=[{cuts!r}].")
     if problems:
