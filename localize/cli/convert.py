@@ -27,7 +27,7 @@ def convert(
     data_dir: flags.DataDir = Path("data"),
     download: flags.Download = False,
     option: flags.MethodOptions = None,
-    tied: Annotated[str, typer.Option(help="Tied weights: colocate or untie.")] = "colocate",
+    tied: flags.Tied = "colocate",
     verify: Annotated[bool, typer.Option(help="Check that the parts compute what the model does.")] = True,
     seed: flags.Seed = 0,
     output: flags.OutputFolder = None,
@@ -47,24 +47,7 @@ def convert(
     out = Output.of(as_json, quiet)
     if output is not None:
         writable_folder(output, force)
-    recipe = Recipe(
-        tokens=[model, *context.args],
-        method=method,
-        options=option or (),
-        parts=parts,
-        memory_budget=memory_budget,
-        balance=balance,
-        cuts=cuts,
-        tied=tied,
-        task=task,
-        input_shape=input_shape,
-        data=data,
-        data_dir=data_dir,
-        download=download,
-        seed=seed,
-        verify=verify,
-    )
-    local, name = build(recipe)
+    local, name = build(Recipe.of(context))
     folder = output or default_folder(name, local)
     replaces = writable_folder(folder, force)
     save_into(local, folder)

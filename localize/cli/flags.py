@@ -45,6 +45,7 @@ Task = Annotated[
         help="classification, causal_lm, segmentation or regression; inferred from the output if left out."
     ),
 ]
+Tied = Annotated[str, typer.Option(help="Tied weights: colocate or untie.")]
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import typer
 from localize import LocalModel
 from localize.artifact import describe_inputs, example_from
 from localize.cli import flags
-from localize.cli.building import Recipe, build, the_model
+from localize.cli.building import Recipe, order, the_model
 from localize.cli.loading import is_artefact, open_artefact
 from localize.cli.output import Output
+from localize.convert.arguments import check_arguments, example_of, task_of
 from localize.convert.plan import Planner
 from localize.convert.record import trace
+from localize.spec import Plan
 
 
 def inspect(
@@ -32,6 +35,8 @@ def inspect(
     data_dir: flags.DataDir = Path("data"),
     download: flags.Download = False,
     option: flags.MethodOptions = None,
+    tied: flags.Tied = "colocate",
+    seed: flags.Seed = 0,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -42,44 +47,52 @@ def inspect(
     localize inspect torchvision:resnet50 --balance activations --parts 4
     """
     out = Output.of(as_json, quiet)
-    tokens = [model, *context.args]
+    recipe = Recipe.of(context)
     if is_artefact(model):
-        local = open_artefact(the_model(tokens))
+        local = open_artefact(the_model(recipe.tokens))
+        plan, planner = local.plan, _planner_of(local)
     else:
-        local, _ = build(
-            Recipe(
-                tokens=tokens,
-                method=method,
-                options=option or (),
-                parts=parts,
-                memory_budget=memory_budget,
-                balance=balance,
-                cuts=cuts,
-                task=task,
-                input_shape=input_shape,
-                data=data,
-                data_dir=data_dir,
-                download=download,
-            )
-        )
-    points = cut_points(local)
-    _show(out, local, points)
-    out.result({"plan": local.plan.to_dict(), "cut_points": points}, brief="\n".join(local.plan.cuts))
+        plan, planner = look(recipe)
+    points = cut_points(planner, plan)
+    _show(out, plan, points)
+    out.result({"plan": plan.to_dict(), "cut_points": points}, brief="\n".join(plan.cuts))
 
 
-def cut_points(local: LocalModel) -> list[dict[str, Any]]:
-    """All places where the model can be cut, bottom first; ``below`` is the share of forward FLOPs below it."""
+def look(recipe: Recipe) -> tuple[Plan, Planner]:
+    """What a conversion would find out before it builds anything.
+
+    Raises:
+        LocalizeError: whatever is wrong with the flags, the model or the method.
+    """
+    ordered = order(recipe)
+    model, wanted = ordered.model, ordered.options
+    choice = {name: wanted[name] for name in ("parts", "cuts", "memory_budget_bytes")}
+    check_arguments(model, wanted["balance"], wanted["tied"], **choice)
+    call, notes = example_of(model, ordered.example)
+    traced = trace(model, call.args, call.kwargs)
+    planner = Planner(traced, wanted["method"], wanted["balance"], task_of(wanted["task"], None))
+    layout = planner.choose(**choice)
+    for point in layout.cuts[True].points:
+        planner.head_cost(point)  # a cut by hand where the method can have no head is an error here, too
+    return replace(layout.plan, notes=notes + layout.plan.notes), planner
+
+
+def _planner_of(local: LocalModel) -> Planner:
     example = example_from(describe_inputs(local), local.to_standard())
     traced = trace(local.to_standard(), example.args, example.kwargs)
-    planner = Planner(traced, local.method, local.plan.balance, local.task)
-    nodes = [node.name for node in traced.graph(True).nodes]
+    return Planner(traced, local.method, local.plan.balance, local.task)
+
+
+def cut_points(planner: Planner, plan: Plan) -> list[dict[str, Any]]:
+    """All places where the model can be cut, bottom first; ``below`` is the share of forward FLOPs below it."""
+    nodes = [node.name for node in planner.traced.graph(True).nodes]
     profile = planner.profiles[True]
     total = profile.cost(nodes).flops or 1.0
     return [
         {
             "name": point.name,
             "aliases": point.aliases,
-            "chosen": point.name in local.plan.cuts,
+            "chosen": point.name in plan.cuts,
             "shape": str(point.spec),
             "layout": point.spec.layout,
             "crossing": point.crossing,
@@ -90,8 +103,8 @@ def cut_points(local: LocalModel) -> list[dict[str, Any]]:
     ]
 
 
-def _show(out: Output, local: LocalModel, points: Sequence[dict[str, Any]]) -> None:
-    out.text(str(local.plan))
+def _show(out: Output, plan: Plan, points: Sequence[dict[str, Any]]) -> None:
+    out.text(str(plan))
     rows = [
         (
             "✂" if point["chosen"] else "",

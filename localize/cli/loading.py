@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from localize import LocalModel, load
-from localize.data import Data, load_data
+from localize.artifact import PLAN
+from localize.data import Data
 from localize.errors import ConfigError, MethodError
 from localize.source import Source, read_source
 
-PLAN_FILE = "plan.json"
 _EXAMPLE_BATCH = 2
 
 
 def is_artefact(spec: str) -> bool:
     """Whether a MODEL is an artefact folder."""
-    return (Path(spec) / PLAN_FILE).is_file()
+    return (Path(spec) / PLAN).is_file()
 
 
 def open_artefact(folder: str) -> LocalModel:
@@ -35,7 +35,7 @@ def open_artefact(folder: str) -> LocalModel:
     """
     if not is_artefact(folder):
         raise ConfigError(
-            f"{folder!r} is no artefact folder (it has no {PLAN_FILE}); `localize convert MODEL -o {folder}` "
+            f"{folder!r} is no artefact folder (it has no {PLAN}); `localize convert MODEL -o {folder}` "
             "writes one."
         )
     try:
@@ -67,14 +67,12 @@ def open_model(spec: str, seed: int) -> Source:
     return read_source(spec)
 
 
-def example_inputs(
-    source: Source, input_shape: str | None, data: str | None, data_dir: Path, download: bool
-) -> Any:
+def example_inputs(source: Source, input_shape: str | None, data: Data | None) -> Any:
     """Example inputs in order of precedence: the shape given, the data set given, the model's file; else None."""
     if input_shape is not None:
         return shaped(input_shape)
     if data is not None:
-        return load_data(data, data_dir, download).example(_EXAMPLE_BATCH)
+        return data.example(_EXAMPLE_BATCH)
     return source.example_inputs
 
 

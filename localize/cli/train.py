@@ -23,7 +23,7 @@ from localize.cli.loading import (
 )
 from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.cli.output import Output
-from localize.data import Loaders, load_data
+from localize.data import Data, Loaders, load_data
 from localize.errors import ConfigError
 
 
@@ -97,21 +97,7 @@ def train(
     if output is not None:
         writable_folder(output, force)
     chosen = load_data(data, data_dir, download)
-    recipe = Recipe(
-        tokens=[model, *context.args],
-        method=method,
-        options=option or (),
-        parts=parts,
-        memory_budget=memory_budget,
-        balance=balance,
-        cuts=cuts,
-        task=task,
-        data=data,
-        data_dir=data_dir,
-        download=download,
-        seed=seed,
-    )
-    local, folder = _open(recipe, _given(context, _CONVERSION_FLAGS), out)
+    local, folder = _open(Recipe.of(context), chosen, out)
     folder = output or folder
     writable_folder(folder, force)
     check_fits(local, data, chosen)
@@ -119,25 +105,14 @@ def train(
     _run(out, trainer, local, chosen.loaders(batch_size, seed, workers), epochs, resume, folder)
 
 
-_CONVERSION_FLAGS = ("method", "parts", "balance", "cuts", "task", "option", "memory_budget")
-
-
-def _given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
-    """Those of the flags that stand on the command line."""
-    sources = ((name, context.get_parameter_source(name)) for name in names)
-    return [
-        f"--{name.replace('_', '-')}" for name, source in sources if source and source.name == "COMMANDLINE"
-    ]
-
-
-def _open(recipe: Recipe, given: list[str], out: Output) -> tuple[LocalModel, Path]:
+def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
     """The model to train and the folder for it: an artefact as it is, anything else converted first."""
     artefacts = [token for token in recipe.tokens if is_artefact(token)]
     if not artefacts:
-        local, name = build(recipe)
+        local, name = build(recipe, data)
         out.note(str(local.plan))
         return local, default_folder(name, local)
-    given += [token for token in recipe.tokens if token.startswith("--")]
+    given = [*recipe.given, *(token for token in recipe.tokens if token.startswith("--"))]
     if given:
         raise ConfigError(
             f"{artefacts[0]} is converted already; {', '.join(given)} would need the model itself: "

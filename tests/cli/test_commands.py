@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import textwrap
@@ -112,6 +113,7 @@ def test_convert_cuts_where_told(cli: Cli) -> None:
     cut = cli.json("convert", "model.py", "--method", "nwise", "--parts", "3", "-o", "a")["plan"]["cuts"]
     again = cli.json("convert", "model.py", "--method", "nwise", "--cuts", ",".join(cut), "-o", "b")
     assert again["plan"]["cuts"] == cut
+    cli.ok("convert", "model.py", "--cuts", ",".join(cut), "--parts", "3", "-o", "c")  # they agree
 
 
 def test_weights_of_a_seed_are_the_same(cli: Cli) -> None:
@@ -171,6 +173,29 @@ def test_inspect_shows_cuts_and_costs_and_writes_nothing(cli: Cli) -> None:
     assert [f.name for f in Path().iterdir() if f.name != "__pycache__"] == ["model.py"]
 
 
+def test_inspect_takes_a_seed_and_says_what_becomes_of_tied_weights(cli: Cli) -> None:
+    assert cli.json("inspect", "model.py", "--seed", "3", "--tied", "untie")["plan"]["cuts"]
+    assert "Did you mean 'colocate'" in cli.fails("inspect", "model.py", "--tied", "colocated")
+
+
+def test_work_is_done_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`inspect` captured the model twice, and `train` read the data set three times."""
+    done: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **kw: (done.append(name), original(*a, **kw))[1])
+
+    for module in ("localize.api", "localize.cli.inspect"):
+        counted(importlib.import_module(module), "trace")
+    counted(importlib.import_module("localize.data.specs"), "_named")
+    cli.ok("inspect", "model.py", "--data", "digits")
+    assert sorted(done) == ["_named", "trace"]
+    done.clear()
+    cli.ok("train", "model.py", "--data", "digits", "--epochs", "1")
+    assert sorted(done) == ["_named", "trace"]
+
+
 def test_inspect_an_artefact(cli: Cli, artefact: str) -> None:
     assert len(cli.json("inspect", artefact)["plan"]["parts"]) == 3
 
@@ -211,6 +236,11 @@ BAD = {
     "parts in words": (["convert", "model.py", "--parts", "two"], "--parts is 'two'"),
     "auto without a budget": (["convert", "model.py", "--parts", "auto"], "budget"),
     "a budget that is none": (["convert", "model.py", "--parts", "auto", "--memory-budget", "much"], "8GB"),
+    "a budget for a number of parts": (["convert", "model.py", "--memory-budget", "8GB"], "parts='auto'"),
+    "cuts and other parts": (
+        ["convert", "model.py", "--cuts", "2", "--parts", "4"],
+        "--cuts 2 makes 2 parts and --parts says 4",
+    ),
     "unknown cut": (["convert", "model.py", "--cuts", "layer9"], "layer9"),
     "no shape": (["convert", "model.py", "--input-shape", "8by8"], "3x224x224"),
     "a shape that does not fit": (["convert", "model.py", "--input-shape", "3x8x8"], "3, 8, 8"),
