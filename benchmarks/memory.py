@@ -65,7 +65,7 @@ def main() -> None:
         method = get_method(name, reach=1) if name == "nwise" else get_method(name)
         local = to_local(model, x, method=method, parts=options.parts, balance=options.balance, verify=False)
         totals = [p.total.saved_bytes for p in local.plan.parts]
-        reach_all = method.window(options.parts) > 1
+        reach_all = method.reach_in(options.parts) > 1
         predicted = sum(totals) if reach_all else max(totals)
         found = peak_of_step(local, x, y)
         label = f"{name} (reach 1)" if name == "nwise" else name

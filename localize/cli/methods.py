@@ -54,7 +54,7 @@ def _row(cls: type[Method]) -> dict[str, Any]:
 def _reach(cls: type[Method]) -> str:
     """The reach with the default options: a number, or ``all``."""
     try:
-        reach = cls().window(_MANY)
+        reach = cls().reach_in(_MANY)
     except (TypeError, LocalizeError):  # an option without a default
         return "option"
     return "all" if reach >= _MANY else str(reach)

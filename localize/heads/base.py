@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,7 @@ class Method:
     feedback: ClassVar[Literal["loss", "grad"] | None] = None
     separate_head_optimizer: ClassVar[bool] = False  # heads get an optimizer of their own
     head_learning_rate: ClassVar[float | None] = None  # Adam's, where separate (None: as the part)
+    reach = cast("int | None", 1)  # parts one loss trains, its own and those below; None: all. May be an option
     predicts: ClassVar[Literal["none", "exits", "path"]] = "none"
     """``none``: only the model's own output; ``exits``: heads 1..K-1 predict too; ``path``: every exit,
     the last one included, goes through the heads (AL)."""
@@ -173,16 +174,16 @@ class Method:
         """Whether the last part's head reads the representation below the model's own classifier."""
         return False
 
-    def window(self, parts: int) -> int:
-        """The reach: how many parts one loss trains at most, its own and those below."""
-        return 1
+    def reach_in(self, parts: int) -> int:
+        """The reach in a model of so many parts."""
+        return parts if self.reach is None else min(self.reach, parts)
 
     def trains(self, number: int, parts: int) -> range:
         """The parts (from 1, ascending) that the loss of part ``number`` trains; empty for none.
 
         A head without parts in range still learns from its loss, on the detached hidden state.
         """
-        return range(max(1, number - self.window(parts) + 1), number + 1)
+        return range(max(1, number - self.reach_in(parts) + 1), number + 1)
 
     def build_head(self, site: HeadSite) -> Head | None:
         """The head of the part at ``site``; None where the part has neither head nor loss.

@@ -18,9 +18,7 @@ class BP(Method):
     name: ClassVar[str] = "bp"
     summary: ClassVar[str] = "end-to-end back-propagation through all parts (the baseline)"
     source: ClassVar[str] = "Rumelhart, Hinton & Williams 1986"
-
-    def window(self, parts: int) -> int:
-        return parts
+    reach = None
 
     def trains(self, number: int, parts: int) -> range:
         return range(1, parts + 1) if number == parts else range(0)

@@ -29,6 +29,7 @@ class Joint(Method):
     name: ClassVar[str] = "joint"
     summary: ClassVar[str] = "all exits' losses summed and back-propagated end to end"
     source: ClassVar[str] = "Teerapittayanon et al. 2016 (BranchyNet)"
+    reach = None
     predicts: ClassVar[Literal["none", "exits", "path"]] = "exits"
 
     def __post_init__(self) -> None:
@@ -36,9 +37,6 @@ class Joint(Method):
             positive("hidden", self.hidden, whole=True) if self.hidden != 0 else None,
             positive("exit_weight", self.exit_weight),
         )
-
-    def window(self, parts: int) -> int:
-        return parts
 
     def build_head(self, site: HeadSite) -> Head:
         """A linear classifier on the averaged hidden state; on the last part the model's own output."""

@@ -63,12 +63,9 @@ class NWise(Method):
             one_of("head", self.head, ("auto", "conv", "linear", "mlp_sr")),
         )
 
-    def window(self, parts: int) -> int:
-        return min(self.reach, parts)
-
     def trains(self, number: int, parts: int) -> range:
         """``sum``: all parts in reach. ``furthest``: those for which no loss further up is in reach."""
-        lowest = number - self.window(parts) + 1
+        lowest = number - self.reach_in(parts) + 1
         if self.gradient == "sum" or number == parts:
             return range(max(1, lowest), number + 1)
         return range(lowest, lowest + 1) if lowest >= 1 else range(0)

@@ -53,7 +53,7 @@ def install(name: str, stages: Sequence[Stage], device: torch.device) -> dict[in
         stage.autocast, stage.scale = autocast, None
     if PRECISIONS[name] is not torch.float16:
         return {}
-    together = stages[0].method.window(len(stages)) > 1
+    together = stages[0].method.reach_in(len(stages)) > 1
     shared = torch.amp.GradScaler(device.type)
     scalers = {s.number: shared if together else torch.amp.GradScaler(device.type) for s in stages}
     for stage in stages:

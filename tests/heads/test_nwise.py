@@ -60,7 +60,7 @@ def test_who_trains_whom(parts, reach):
     furthest, total = NWise(reach=reach), NWise(reach=reach, gradient="sum")
     assert table(furthest, parts) == FURTHEST[parts, reach]
     assert table(total, parts) == SUM[parts, reach]
-    assert furthest.window(parts) == reach
+    assert furthest.reach_in(parts) == reach
     trained = [part for row in FURTHEST[parts, reach] for part in row]
     assert sorted(trained) == list(range(1, parts + 1))  # every part by exactly one loss
 
@@ -68,7 +68,7 @@ def test_who_trains_whom(parts, reach):
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_reach_is_capped_by_the_number_of_parts(parts):
     method = NWise(reach=9)
-    assert method.window(parts) == parts
+    assert method.reach_in(parts) == parts
     assert table(method, parts) == table(NWise(reach=parts), parts)
     assert table(method, parts) == table(BP(), parts)
 
@@ -77,7 +77,7 @@ def test_tables_of_the_baselines():
     assert table(BP(), 3) == [[], [], [1, 2, 3]]
     assert table(EarlyExit(), 3) == [[1], [2], [3]]
     assert table(Joint(), 3) == [[1], [1, 2], [1, 2, 3]]
-    assert (BP().window(3), EarlyExit().window(3), Joint().window(3)) == (3, 1, 3)
+    assert (BP().reach_in(3), EarlyExit().reach_in(3), Joint().reach_in(3)) == (3, 1, 3)
 
 
 def test_bp_has_a_head_on_the_last_part_only():
