@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 from localize import list_methods
 from localize.cli.app import main
@@ -38,10 +40,10 @@ def methods_page() -> str:
 
 
 def commands_page() -> str:
-    """The help of every command."""
+    """The help of every command, as wide as on a terminal of 80 columns."""
     page = [GENERATED, "# Commands"]
     for command in COMMANDS:
-        with contextlib.redirect_stdout(io.StringIO()) as text:
+        with mock.patch.dict(os.environ, COLUMNS="80"), contextlib.redirect_stdout(io.StringIO()) as text:
             main([command, "--help"])
         page.append(f"\n## {command}\n\n```text\n{text.getvalue().strip()}\n```")
     return "\n".join(page) + "\n"

@@ -52,18 +52,18 @@ def test_reach_one_holds_one_part(method):
     local = to_local(tower(), X, method=method, cuts=["5", "9", "11"])
     predicted = max(p.total.saved_bytes for p in local.plan.parts)
     found = peak(local)
-    assert found <= 1.01 * predicted + LAYER_BYTES
+    assert found <= 1.01 * predicted
     heads = max(p.head.saved_bytes for p in local.plan.parts)
     assert found - heads < 0.5 * whole
 
 
 def test_windows_of_n_parts():
-    """Eight parts of one layer: reach n holds about n of them."""
+    """Eight parts of one layer: reach n holds n of them, and one that is being computed."""
     cuts = [str(2 * i + 1) for i in range(DEPTH - 1)]
     peaks = [peak(to_local(tower(), X, method=get_method("nwise", reach=n), cuts=cuts)) for n in (1, 2, 4, 8)]
     assert peaks == sorted(peaks)
     for n, found in zip((1, 2, 4, 8), peaks, strict=True):
-        assert found <= (n + 2.5) * LAYER_BYTES
+        assert found <= (n + 1.1) * LAYER_BYTES
 
 
 def test_isolated_losses_release_too():
