@@ -9,25 +9,32 @@ from pathlib import Path
 
 import pytest
 
+from localize import to_local
+from localize.source import read_source
+
 ROOT = Path(__file__).parent.parent
 BUDGET = {
     "quickstart.py": ["--epochs", "1"],
     "own_model.py": ["--epochs", "1"],
     "own_method.py": ["--epochs", "1"],
     "compare_methods.py": ["--epochs", "1", "--seeds", "2", "--methods", "al", "early_exit"],
-    "model.py": [],
 }
 SAYS = {
     "quickstart.py": "exit 4:",
     "own_model.py": "losses by part:",
     "own_method.py": "exit 4:",
     "compare_methods.py": "early_exit",
-    "model.py": "",
 }
 
 
 def test_every_example_is_here() -> None:
-    assert {file.name for file in (ROOT / "examples").glob("*.py")} == set(BUDGET)
+    assert {file.name for file in (ROOT / "examples").glob("*.py")} == {*BUDGET, "model.py"}
+
+
+def test_the_example_model_can_be_converted() -> None:
+    source = read_source(str(ROOT / "examples" / "model.py"))
+    local = to_local(source.model, source.example_inputs, method="al", parts=4)
+    assert local(source.example_inputs).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", BUDGET)
