@@ -1,40 +1,28 @@
 """What every node of a graph makes and costs: shapes, FLOPs, saved bytes, parameters, milliseconds.
 
-The graph runs twice on fake tensors (no data, no arithmetic), so a model that does not fit can be planned:
-once at the example's batch size for the costs, once at another for the batch axes. A model that fake tensors
-cannot run is run for real instead, and left as it was.
+The graph runs twice without data or arithmetic: once at the example's batch size for the costs, once at another
+for the batch axes. (Capturing it took a real run, so the model does fit on some device.) What runs neither on the
+meta device nor on fake tensors runs for real instead, and is left as it was.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from localize.convert.flops import FlopCounter
+from localize.convert.dry import StandIn, for_real, on_fake, on_meta
+from localize.convert.interpret import CostRun, QuickShapeRun, Shapes, TimedRun
 from localize.convert.layouts import layout_of
 from localize.convert.restore import preserved
-from localize.convert.traced import NodeProfile, Profile, TracedModel, tensors_in
+from localize.convert.traced import NodeProfile, Profile, TracedModel
 from localize.errors import TraceError
 from localize.spec import TensorSpec
 
 TIMED_RUNS = 3
-
-# Their output has the shape and type of their input. Most are slow on fake tensors, so that the run that only
-# asks for shapes passes them over.
-_KEEP_SHAPE = frozenset(
-    {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d}
-    | {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Dropout}
-)
-
-Shapes = list[tuple[tuple[int, ...], torch.dtype]]
 
 
 def profile(traced: TracedModel, training: bool = True, measure_time: bool = False) -> Profile:
@@ -98,121 +86,41 @@ def parameters_read(traced: TracedModel, node: fx.Node, names: dict[int, str]) -
     return {names[id(p)]: p.numel() * p.element_size() for p in tensors if id(p) in names}
 
 
-class _Run(fx.Interpreter):
-    """Runs a graph over the original modules, without generating code for it."""
+Place = Callable[[Sequence[nn.Module]], AbstractContextManager[StandIn]]
+"""Where a graph runs: puts stand-ins in place of the modules' tensors and gives those for other tensors."""
 
-    def __init__(self, traced: TracedModel, training: bool) -> None:
-        super().__init__(traced.root, graph=traced.graph(training))
-        self._traced = traced
-
-    def fetch_attr(self, target: str) -> Any:
-        return self._traced.resolve(target)
-
-
-class _ShapeRun(_Run):
-    """Notes the shape and type of every tensor in every value."""
-
-    def __init__(self, traced: TracedModel, training: bool) -> None:
-        super().__init__(traced, training)
-        self.shapes: dict[str, Shapes] = {}
-        self.plain: set[str] = set()  # nodes whose value is one tensor
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output":
-            self.shapes[n.name] = [(tuple(map(int, t.shape)), t.dtype) for t in tensors_in(value)]
-            if isinstance(value, Tensor):
-                self.plain.add(n.name)
-        return value
-
-
-class _QuickShapeRun(_ShapeRun):
-    """Shapes only."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if type(module) in _KEEP_SHAPE and args and not (module._forward_hooks or module._forward_pre_hooks):
-            return args[0]
-        return super().call_module(target, args, kwargs)
-
-
-class _CostRun(_ShapeRun):
-    """Also notes each node's FLOPs and the storages that autograd keeps for its backward."""
-
-    def __init__(self, traced: TracedModel, training: bool, excluded: Sequence[Tensor]) -> None:
-        super().__init__(traced, training)
-        self.flops: dict[str, float] = {}
-        self.saved: dict[str, dict[int, int]] = {}
-        self._counter = FlopCounter()
-        self._current: dict[int, int] = {}
-        self._references: dict[int, tuple[int, StorageWeakRef]] = {}
-        self._excluded = {self._key(t) for t in excluded}
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Counts while active."""
-        with torch.autograd.graph.saved_tensors_hooks(self._note_saved, _never_unpacked), self._counter:
-            yield
-
-    def run_node(self, n: fx.Node) -> Any:
-        before, self._current = self._counter.flops, {}
-        value = super().run_node(n)
-        self.flops[n.name] = self._counter.flops - before
-        self.saved[n.name] = self._current
-        return value
-
-    def _key(self, tensor: Tensor) -> int:
-        """A small number for the tensor's storage. The weak reference keeps addresses from being reused."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._references:
-            self._references[storage._cdata] = (len(self._references), StorageWeakRef(storage))
-        return self._references[storage._cdata][0]
-
-    def _note_saved(self, tensor: Tensor) -> None:
-        try:
-            key, nbytes = self._key(tensor), tensor.untyped_storage().nbytes()
-        except (NotImplementedError, RuntimeError):  # sparse and the like have no storage of their own
-            key, nbytes = -id(tensor), tensor.numel() * tensor.element_size()
-        else:
-            nbytes = nbytes or self._counter.workspaces.get(tensor.untyped_storage()._cdata, 0)
-        if key not in self._excluded:
-            self._current[key] = nbytes
-
-
-def _never_unpacked(_: Any) -> Tensor:
-    raise RuntimeError("A profiling run has no backward.")
-
-
-_Runs = tuple[_CostRun, tuple[int, int], dict[str, Shapes]]
+_Runs = tuple[CostRun, tuple[int, int], dict[str, Shapes]]
 """The costs at the example's batch size, that size and another, and the shapes at the other."""
 
 
 def _profile_run(traced: TracedModel, training: bool) -> _Runs:
     """The run at the example's batch size, and the shapes at another (empty where no other size works)."""
+    for place in (on_meta, on_fake):
+        try:
+            return runs(traced, training, place)
+        except Exception:  # what cannot be done without data raises errors of many kinds
+            continue
     try:
-        return _runs(traced, training, FakeTensorMode(allow_non_fake_inputs=True))
-    except Exception:  # what fake tensors cannot do raises errors of many kinds
-        pass
-    try:
-        return _runs(traced, training, None)
+        return runs(traced, training, for_real)
     except Exception as error:
         raise TraceError(f"The captured graph fails on the example it was captured with: {error}") from error
 
 
-def _runs(traced: TracedModel, training: bool, fake: FakeTensorMode | None) -> _Runs:
-    resident = [t for m in _modules(traced) for t in (*m.parameters(), *m.buffers())]
-    resident += [t for t in traced.extras.values() if isinstance(t, Tensor)]
-    mode: AbstractContextManager[Any] = fake or nullcontext()
-    with preserved(*_modules(traced), training=training), torch.enable_grad():
-        if fake is not None:
-            # The operators would convert each of these once anyway; what is saved has the copy's storage.
-            resident += [fake.from_tensor(t) for t in resident]
-        costs = _CostRun(traced, training, resident)
-        leaves = [leaf if fake is None else fake.from_tensor(leaf) for leaf in traced.example]
-        with mode, costs.watching():
+def runs(traced: TracedModel, training: bool, place: Place) -> _Runs:
+    """See ``_profile_run``. All places that can run a graph give the same."""
+    modules = _modules(traced)
+    resident = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    constants = {name: t for name, t in traced.extras.items() if isinstance(t, Tensor)}
+    resident += constants.values()
+    with preserved(*modules, training=training), torch.enable_grad(), place(modules) as stand_in:
+        constants = {name: stand_in(t) for name, t in constants.items()}
+        resident += [stand_in(t) for t in resident]  # alive while it runs: operators shall meet the very same
+        costs = CostRun(traced, training, constants, resident)
+        leaves = [stand_in(leaf) for leaf in traced.example]
+        with costs.watching():
             costs.run(*leaves)
-        with mode, torch.no_grad():
-            other, shapes = _shapes_at_another_batch(traced, training, leaves)
+        with torch.no_grad():
+            other, shapes = _shapes_at_another_batch(traced, training, constants, leaves)
     batch = leaves[0].shape[0] if leaves[0].dim() else 0
     return costs, (batch, other), shapes
 
@@ -222,12 +130,12 @@ def _modules(traced: TracedModel) -> list[nn.Module]:
 
 
 def _shapes_at_another_batch(
-    traced: TracedModel, training: bool, leaves: Sequence[Tensor]
+    traced: TracedModel, training: bool, constants: Mapping[str, Tensor], leaves: Sequence[Tensor]
 ) -> tuple[int, dict[str, Shapes]]:
     """Another batch size that works, and the shapes there."""
     batch = leaves[0].shape[0] if leaves[0].dim() else 0
     for other in (2 * batch, batch + 1, 3 * batch) if batch else ():  # a view or a window may need a multiple
-        run = _QuickShapeRun(traced, training)
+        run = QuickShapeRun(traced, training, constants)
         index = torch.arange(other, device=leaves[0].device) % batch
         try:
             run.run(*(t[index.to(t.device)] if t.dim() and t.shape[0] == batch else t for t in leaves))
@@ -251,33 +159,12 @@ def _batch_axes(found: Shapes, others: Shapes | None, batches: tuple[int, int]) 
     return axes
 
 
-class _TimedRun(_Run):
-    """Notes the milliseconds of every node; waits for the device around each."""
-
-    def __init__(self, traced: TracedModel, training: bool) -> None:
-        super().__init__(traced, training)
-        self.times: dict[str, float] = {}
-        self._on_gpu = any(t.is_cuda for t in traced.example)
-
-    def run_node(self, n: fx.Node) -> Any:
-        self._wait()
-        start = time.perf_counter()
-        value = super().run_node(n)
-        self._wait()
-        self.times[n.name] = (time.perf_counter() - start) * 1e3
-        return value
-
-    def _wait(self) -> None:
-        if self._on_gpu:
-            torch.cuda.synchronize()
-
-
 def _measure(traced: TracedModel, training: bool) -> dict[str, float]:
     """Median milliseconds of every node over several real runs, after one to warm up."""
-    runs: list[dict[str, float]] = []
+    found: list[dict[str, float]] = []
     with preserved(*_modules(traced), training=training), torch.no_grad():
         for _ in range(TIMED_RUNS + 1):
-            run = _TimedRun(traced, training)
+            run = TimedRun(traced, training)
             run.run(*traced.example)
-            runs.append(run.times)
-    return {name: statistics.median(run[name] for run in runs[1:]) for name in runs[0]}
+            found.append(run.times)
+    return {name: statistics.median(run[name] for run in found[1:]) for name in found[0]}
