@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from localize.convert.liveness import Gap, is_work, legal_gaps, settle_checks
 from localize.convert.naming import place_names
-from localize.convert.profile import parameter_names, parameters_read
+from localize.convert.profile import parameters_read
 from localize.convert.traced import Profile, TracedModel
 from localize.errors import CutError, did_you_mean, problem_list
 from localize.spec import CutPoint
@@ -74,7 +74,7 @@ def classifier_cut(
     one tensor, and has no more than half of the layers with parameters; failing that, the last such layer.
     """
     nodes = list(traced.graph(training).nodes)
-    names = parameter_names(traced)
+    names = traced.parameter_names()
     readers = [i for i, n in enumerate(nodes) if parameters_read(traced, n, names)]
     if len(readers) < 2:
         return None

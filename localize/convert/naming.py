@@ -1,9 +1,21 @@
-"""Names of the places between the nodes of a graph: the modules that end there."""
+"""Names of tensors, and of the places between the nodes of a graph: the modules that end there."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+
+from torch import nn
+
+
+def parameter_names(root: nn.Module) -> dict[int, str]:
+    """The one name of every parameter object, by ``id``: a tied parameter has several paths but one name."""
+    return {id(parameter): name for name, parameter in root.named_parameters()}
+
+
+def registered_names(root: nn.Module) -> dict[int, str]:
+    """The names of all parameters and buffers, by ``id``."""
+    return {id(buffer): name for name, buffer in root.named_buffers()} | parameter_names(root)
 
 
 def place_names(nodes: Sequence[tuple[str, str, bool]]) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from localize.convert.cuts import choose_cuts, classifier_cut, find_cuts, module_path
 from localize.convert.graft import HeadCosts
 from localize.convert.planning import check_ties, part_costs, parts_for_budget, plan_cuts, respect_ties
-from localize.convert.profile import profile
+from localize.convert.profile import profile_modes
 from localize.convert.split import Cuts
 from localize.convert.traced import Profile, TracedModel
 from localize.errors import ConfigError, MethodError
@@ -44,10 +44,7 @@ class Planner:
     profiles: dict[bool, Profile] = field(init=False)
 
     def __post_init__(self) -> None:
-        timed = self.balance == "time"
-        train = profile(self.traced, training=True, measure_time=timed)
-        other = train if self.traced.modes_agree else profile(self.traced, training=False)
-        self.profiles = {True: train, False: other}
+        self.profiles = profile_modes(self.traced, measure_time=self.balance == "time")
         output = self._dry_output(False)
         self.task = self.wanted.completed(output) if self.wanted is not None else infer_task(output, self.loss)
 

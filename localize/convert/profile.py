@@ -25,6 +25,12 @@ from localize.spec import TensorSpec
 TIMED_RUNS = 3
 
 
+def profile_modes(traced: TracedModel, measure_time: bool = False) -> dict[bool, Profile]:
+    """The profiles of both modes (True for train): one object twice where the modes agree."""
+    train = profile(traced, training=True, measure_time=measure_time)
+    return {True: train, False: train if traced.modes_agree else profile(traced, training=False)}
+
+
 def profile(traced: TracedModel, training: bool = True, measure_time: bool = False) -> Profile:
     """Costs of every node of one mode's graph, at the example's batch size.
 
@@ -38,7 +44,7 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
     """
     costs, batches, others = _profile_run(traced, training)
     times = _measure(traced, training) if measure_time else {}
-    names = parameter_names(traced)
+    names = traced.parameter_names()
     axes = {name: _batch_axes(found, others.get(name), batches) for name, found in costs.shapes.items()}
     first = {name: found[0][0] for name, found in costs.shapes.items() if name in costs.plain}
     nodes = {}
@@ -58,16 +64,6 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
             params=tuple(parameters_read(traced, node, names).items()),
         )
     return Profile(nodes)
-
-
-def parameter_names(traced: TracedModel) -> dict[int, str]:
-    """The one name of every parameter object, by ``id``: a tied parameter has several paths but one name."""
-    names = {id(p): name for name, p in traced.root.named_parameters()}
-    for target, extra in traced.extras.items():
-        if isinstance(extra, nn.Module):
-            for path, p in extra.named_parameters():
-                names.setdefault(id(p), f"{target}.{path}")
-    return names
 
 
 def parameters_read(traced: TracedModel, node: fx.Node, names: dict[int, str]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from localize.convert.naming import parameter_names
 from localize.signature import CallSignature, OutputStructure
 from localize.spec import Cost, TensorSpec
 
@@ -61,34 +62,14 @@ class TracedModel:
             value = getattr(value, name)
         return value
 
-    def runnable(self, training: bool) -> fx.GraphModule:
-        """A ``GraphModule`` of one mode, for interpreters. It shares all modules and tensors."""
-        graph = self.graph(training)
-        targets = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-        module = fx.GraphModule({}, fx.Graph())
-        for target in sorted(targets, key=lambda t: t.count(".")):
-            _install(module, target, self.resolve(target))
-        module.graph = graph
-        return module
-
-    def run(self, leaves: Sequence[Tensor], training: bool) -> Any:
-        """Runs the graph of one mode on flat inputs; the model's output in its own structure."""
-        return self.outputs[training].restore(self.runnable(training)(*leaves))
-
-
-def _install(module: nn.Module, target: str, value: Any) -> None:
-    """Makes ``value`` an attribute at a dotted path; never writes into a module of the user's on the way."""
-    *path, name = target.split(".")
-    for step in path:
-        if not hasattr(module, step):
-            setattr(module, step, nn.Module())
-        module = getattr(module, step)
-        if type(module) is not nn.Module:
-            return  # a module that was installed as a whole, and holds the target already
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        module.register_buffer(name, value, persistent=False)
-    else:
-        setattr(module, name, value)
+    def parameter_names(self) -> dict[int, str]:
+        """The one name of every parameter object, by ``id``; those of helper modules under the helper's target."""
+        names = parameter_names(self.root)
+        for target, extra in self.extras.items():
+            if isinstance(extra, nn.Module):
+                inside = parameter_names(extra).items()
+                names = {key: f"{target}.{path}" for key, path in inside} | names
+        return names
 
 
 @dataclass(frozen=True)

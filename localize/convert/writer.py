@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from localize.convert.constants import Constants
 from localize.convert.modes import Extras
+from localize.convert.naming import registered_names
 from localize.convert.numbers import Numbers, Origin
 from localize.convert.obstacle import Obstacle, user_location
 from localize.convert.sizes import RecordedInt
@@ -233,16 +234,6 @@ class GraphWriter:
             holder = self._nodes.get(id(tensor))
             if holder is not None:
                 self.origins[holder] = max(self.origins[holder], self.origins[node])
-
-
-def registered_names(root: nn.Module) -> dict[int, str]:
-    """Name of every parameter and buffer by ``id``: the first path of those that are tied."""
-    names: dict[int, str] = {}
-    for path, module in root.named_modules():
-        prefix = f"{path}." if path else ""
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            names.setdefault(id(tensor), prefix + name)
-    return names
 
 
 def _matters(value: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localize.convert.cuts import find_cuts
-from localize.convert.profile import profile
+from localize.convert.profile import profile_modes
 from localize.convert.record import trace
 from localize.convert.traced import Profile, TracedModel
 from localize.spec import Cost, CutPoint
@@ -19,9 +19,7 @@ class Found:
 
     def __init__(self, model: nn.Module, *inputs: Tensor) -> None:
         self.traced: TracedModel = trace(model, inputs, {})
-        train = profile(self.traced)
-        other = train if self.traced.modes_agree else profile(self.traced, training=False)
-        self.profiles: dict[bool, Profile] = {True: train, False: other}
+        self.profiles: dict[bool, Profile] = profile_modes(self.traced)
         self.cuts = find_cuts(self.traced, self.profiles)
         self.best: list[CutPoint] = self.cuts[True]
         self.all: list[CutPoint] = find_cuts(self.traced, self.profiles, thin=False)[True]

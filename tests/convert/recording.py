@@ -5,11 +5,12 @@ from __future__ import annotations
 import builtins
 import copy
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from localize.convert.record import trace
@@ -72,7 +73,7 @@ def assert_same(model: nn.Module, traced: TracedModel, *args: Any, **kwargs: Any
 
 def runner(traced: TracedModel, training: bool) -> Any:
     """The graph of one mode as a function with the model's own signature, and its source proven valid."""
-    graph_module = traced.runnable(training)
+    graph_module = runnable(traced, training)
     source = traced.graph(training).python_code("self")
     namespace = dict(source.globals)
     exec(source.src, namespace)
@@ -82,6 +83,37 @@ def runner(traced: TracedModel, training: bool) -> Any:
         return traced.outputs[training].restore(namespace["forward"](graph_module, *leaves))
 
     return run
+
+
+def runnable(traced: TracedModel, training: bool) -> fx.GraphModule:
+    """The graph of one mode as a module. It shares all modules and tensors."""
+    graph = traced.graph(training)
+    targets = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    module = fx.GraphModule({}, fx.Graph())
+    for target in sorted(targets, key=lambda t: t.count(".")):
+        _install(module, target, traced.resolve(target))
+    module.graph = graph
+    return module
+
+
+def run_graph(traced: TracedModel, leaves: Sequence[Tensor], training: bool) -> Any:
+    """Runs the graph of one mode on flat inputs; the model's output in its own structure."""
+    return traced.outputs[training].restore(runnable(traced, training)(*leaves))
+
+
+def _install(module: nn.Module, target: str, value: Any) -> None:
+    """Makes ``value`` an attribute at a dotted path; never writes into a module of the user's on the way."""
+    *path, name = target.split(".")
+    for step in path:
+        if not hasattr(module, step):
+            setattr(module, step, nn.Module())
+        module = getattr(module, step)
+        if type(module) is not nn.Module:
+            return  # a module that was installed as a whole, and holds the target already
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value, persistent=False)
+    else:
+        setattr(module, name, value)
 
 
 def _run(model: nn.Module, start: dict[str, Tensor], call: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.convert.recording import assert_same, capture
+from tests.convert.recording import assert_same, capture, runnable
 
 Pair = namedtuple("Pair", "logits features")
 SCALE = torch.tensor([0.5, 2.0, 1.0, 3.0])
@@ -347,7 +347,7 @@ def test_parameters_are_the_models_own(case: str) -> None:
     traced = capture(model, *inputs(2))
     own = {id(p) for p in model.parameters()}
     for training in (True, False):
-        assert {id(p) for p in traced.runnable(training).parameters()} <= own
+        assert {id(p) for p in runnable(traced, training).parameters()} <= own
 
 
 def test_tracing_twice_gives_the_same() -> None:

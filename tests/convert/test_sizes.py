@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from localize.convert.sizes import RecordedInt, plain, sized_builtins
 from localize.errors import TraceError
-from tests.convert.recording import assert_same, capture
+from tests.convert.recording import assert_same, capture, run_graph
 
 
 class Sink:
@@ -161,7 +161,7 @@ def test_specialised_sizes_raise(case: str) -> None:
     traced = capture(model, torch.randn(2, 6, 4))
     assert_same(model, traced, torch.randn(3, 6, 4))
     with pytest.raises(TraceError, match=r"test_sizes.py:\d+.*Re-convert"):
-        traced.run([torch.randn(2, 4, 4)], training=True)
+        run_graph(traced, [torch.randn(2, 4, 4)], training=True)
 
 
 def test_unused_sizes_leave_no_nodes() -> None:
@@ -226,4 +226,4 @@ def test_devices_are_read_at_run_time() -> None:
     assert arange.kwargs["device"].args[1] == "device"
     assert_same(model, traced, torch.randn(3, 6, 4))
     model.to("meta")
-    assert traced.run([torch.randn(2, 6, 4, device="meta")], training=True).is_meta
+    assert run_graph(traced, [torch.randn(2, 6, 4, device="meta")], training=True).is_meta

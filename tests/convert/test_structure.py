@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localize.errors import ConfigError, TraceError
 from localize.signature import Call, CallSignature
-from tests.convert.recording import assert_same, capture
+from tests.convert.recording import assert_same, capture, runnable
 
 Pair = namedtuple("Pair", "first second")
 
@@ -157,6 +157,6 @@ def test_runnable_leaves_the_users_modules_alone() -> None:
     before = list(model.state_dict())
     assert_same(model, traced, torch.tensor([3, 2, 1]))
     assert list(model.state_dict()) == before
-    runnable = traced.runnable(True)
-    assert runnable.leaf is model.leaf
-    assert runnable.embed is model.embed
+    graph_module = runnable(traced, True)
+    assert graph_module.leaf is model.leaf
+    assert graph_module.embed is model.embed
