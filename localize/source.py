@@ -68,7 +68,9 @@ def read_source(spec: str, near: Path | None = None) -> Source:
     elif not (colon and rest and head):
         raise ConfigError(f"No model at {spec!r}.{_near_miss(body)} A model is given as {FORMS}.")
     if head.endswith(".py"):
-        path = _find_file(head, near)
+        path = find_file(head, near)
+        if path is None:
+            raise ConfigError(f"No file {head!r}.{_near_miss(head)}")
         module, stem = import_file(path), path.stem
     else:
         module, stem = import_module(head), head.rpartition(".")[2]
@@ -85,16 +87,14 @@ def _near_miss(body: str) -> str:
     return did_you_mean(path.name, names)
 
 
-def _find_file(name: str, near: Path | None) -> Path:
+def find_file(name: str, near: Path | None = None) -> Path | None:
+    """A file from here or, where ``near`` is given, from that folder or a parent of it; None where there is none."""
     path = Path(name).expanduser()
     places = [path]
     if near is not None and not path.is_absolute():
         near = near.resolve()
         places += [folder / path for folder in (near, *near.parents)]
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError(f"No file {name!r}.{_near_miss(name)}")
+    return next((place for place in places if place.is_file()), None)
 
 
 def import_file(path: Path) -> ModuleType:

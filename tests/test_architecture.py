@@ -23,7 +23,7 @@ LAYERS = (
     {"spec", "task", "specstring", "signature"},
     {"heads.base", "libraries", "part"},
     {"heads.layers", "heads.registry", "model", "source"},
-    {"heads", "weights"},  # heads: one file a method
+    {"heads", "weights", "own_methods"},  # heads: one file a method
     {"artifact"},
     {"convert", "runtime"},  # never each other
     {"api", "data"},

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -40,6 +41,7 @@ STATE, WEIGHTS, OPTIMIZER, TRAINER = (
 )
 LATEST = "latest"
 _PREFIX, _PARTIAL = "step-", ".partial"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     for old in _complete(folder):
         if old not in (name, previous):
             shutil.rmtree(folder / old, ignore_errors=True)
+    _log.debug("wrote the checkpoint %s", folder / name)
     return folder / name
 
 
@@ -182,6 +185,7 @@ def load(folder: Path) -> Snapshot | None:
         )
         raise CheckpointError(f"{folder / LATEST} names {name!r}, which does not exist: {there}.")
     about = _read_state(path, complete)
+    _log.debug("reading the checkpoint %s", path)
     for file, size in about["file_bytes"].items():
         found = (path / file).stat().st_size if (path / file).is_file() else 0
         if found != size:

@@ -406,9 +406,14 @@ def test_a_method_of_ones_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     Path("mine.py").write_text(OWN_METHOD)
     assert "--strength" in cli.ok("methods", "mine", "--import", "mine.py")
     cli.ok("convert", "--import=mine.py", "model.py", "-m", "mine", "--strength", "2", "-o", "own")
+    assert json.loads(Path("own/plan.json").read_text())["method"]["file"] == "mine.py"
     registry._registered.clear()  # as in a new process
+    cli.ok("evaluate", "own")
+    assert "mine" in list_methods()
+    registry._registered.clear()
+    Path("mine.py").rename("moved.py")
     assert "--import FILE" in cli.fails("evaluate", "own")
-    cli.ok("evaluate", "own", "--import", "mine.py")
+    cli.ok("evaluate", "own", "--import", "moved.py")
     assert "No file" in cli.fails("methods", "--import", "none.py")
 
 
