@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from localize.runtime.update import OptimizerSteps
 from localize.signature import Call, CallSignature
 from localize.spec import Balance, StepResult
 from localize.task import Task, TaskKind
+
+_log = logging.getLogger(__name__)
 
 
 def to_local(
@@ -92,6 +95,9 @@ def to_local(
         plan, found, logits = replace(layout.plan, notes=notes + layout.plan.notes), planner.task, planner.logits
         hidden = hidden_specs(rule, plan, logits)
     heads = graft(rule, pieces, hidden, logits, found, *kind_of(model))
+    for remark in plan.notes:
+        _log.info("%s: %s", plan.model, remark)
+    _log.debug("%s: %d parts by %s, cut after %s", plan.model, len(pieces), plan.balance, list(plan.cuts))
     return LocalModel(
         model, pieces, heads, method=rule, task=found, plan=plan, signature=signature, toolkit=_TOOLKIT
     )
