@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +24,7 @@ from localize.convert.record import trace
 from localize.convert.split import split
 from localize.convert.verify import verify as verify_parts
 from localize.convert.whole import whole_part, whole_plan
+from localize.errors import ConfigError
 from localize.heads.base import Method, Target
 from localize.heads.registry import resolve_method
 from localize.model import LocalModel
@@ -91,7 +93,7 @@ def to_local(
         layout = planner.choose(parts, cuts, memory_budget_bytes)
         pieces, signature = split(traced, layout.cuts), traced.signature
         if verify:
-            verify_parts(model, pieces, signature, traced.example)
+            verify_parts(model, pieces, signature, traced.example, traced.reassigned)
         plan, found, logits = replace(layout.plan, notes=notes + layout.plan.notes), planner.task, planner.logits
         hidden = hidden_specs(rule, plan, logits)
     heads = graft(rule, pieces, hidden, logits, found, *kind_of(model))
@@ -129,17 +131,21 @@ class _Toolkit:
     """Lends a ``LocalModel`` what lies above it: the runtime, the grafting, the artefact's files."""
 
     def losses(self, local: LocalModel, call: Call, target: Target) -> list[Tensor]:
-        local.task.check_target(target)
-        return isolated_losses(stages_of(local), local.signature.stream(call.args, call.kwargs), target)
+        stream = local.signature.stream(call.args, call.kwargs)
+        local.task.check_target(target, stream.values())
+        return isolated_losses(stages_of(local), stream, target)
 
     def train_step(
         self, local: LocalModel, call: Call, target: Target, optimizers: Sequence[Optimizer], keep_grads: bool
     ) -> StepResult:
-        local.task.check_target(target)
+        if not torch.is_grad_enabled():
+            raise ConfigError("train_step needs gradients, and they are switched off here (torch.no_grad()).")
+        stream = local.signature.stream(call.args, call.kwargs)
+        local.task.check_target(target, stream.values())
         stages = stages_of(local)
-        updater = OptimizerSteps(stages, optimizers, keep_grads=keep_grads)
-        reports = run_batch(stages, local.signature.stream(call.args, call.kwargs), target, updater)
-        return step_result(reports)
+        spare = local.to_standard().parameters()  # parameters that the model has and does not use
+        updater = OptimizerSteps(stages, optimizers, keep_grads=keep_grads, spare=spare)
+        return step_result(run_batch(stages, stream, target, updater))
 
     def append_part(self, local: LocalModel, module: nn.Module, freeze_below: bool) -> None:
         append_part(local, module, freeze_below)

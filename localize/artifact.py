@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -26,15 +27,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from localize.errors import CheckpointError
-from localize.heads.registry import get_method
+from localize.errors import CheckpointError, TaskError
 from localize.model import LocalModel
+from localize.own_methods import describe_method, known_method
 from localize.part import Part
 from localize.signature import Call
 from localize.source import load_source
 from localize.task import Task
 from localize.weights import fingerprint, put_weights, weights_of
 
+_log = logging.getLogger(__name__)
 FORMAT = 1
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 
@@ -60,6 +62,7 @@ def save(local: LocalModel, folder: Path) -> None:
             (fresh / f"part_{number}.py").write_text(f'"""Part {number}, generated for reading."""\n{source}\n')
         (fresh / PLAN).write_text(_plan_text(local, fresh))
         _replace(fresh, folder)
+    _log.debug("wrote the artefact %s: %d parts by %s", folder, len(local.parts), local.method.name)
 
 
 def _replace(fresh: Path, folder: Path) -> None:
@@ -89,7 +92,7 @@ def _plan_file(local: LocalModel, folder: Path) -> dict[str, Any]:
         "format": FORMAT,
         "source": local.source,
         "model": fingerprint(local.to_standard()),
-        "method": {"name": local.method.name, "options": local.method.options()},
+        "method": describe_method(local.method),
         "task": {"kind": task.kind, "num_classes": task.num_classes, "custom_loss": task.loss_fn is not None},
         "cuts": list(local.plan.cuts),
         "appended": len(local.appended),
@@ -110,14 +113,23 @@ def describe_inputs(local: LocalModel) -> dict[str, Any]:
         "structure": pytree.treespec_dumps(signature.spec),
         "constants": {str(i): value for i, value in signature.constants.items()},
         "tensors": [
-            {"name": name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
-            for name, spec in zip(signature.names, local.plan.inputs, strict=True)
+            {"name": name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch."), "values": values}
+            for name, spec, values in zip(signature.names, local.plan.inputs, local.plan.indices, strict=True)
         ],
     }
 
 
 def example_from(description: dict[str, Any], model: nn.Module) -> Call:
     """A call with inputs of the described shapes: what ``describe_inputs`` came from, without the values."""
+    try:
+        return _example_call(description, inspect.signature(model.forward))
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise CheckpointError(
+            f"{PLAN} describes its example inputs in a way that cannot be read ({error!r}); convert the model again."
+        ) from error
+
+
+def _example_call(description: dict[str, Any], forward: inspect.Signature) -> Call:
     leaves: list[Any] = []
     tensors = iter(description["tensors"])
     spec = pytree.treespec_loads(description["structure"])
@@ -127,8 +139,12 @@ def example_from(description: dict[str, Any], model: nn.Module) -> Call:
             continue
         entry = next(tensors)
         dtype = getattr(torch, entry["dtype"])
-        leaves.append(torch.zeros(entry["shape"], dtype=dtype))
-    return Call.with_arguments(inspect.signature(model.forward), pytree.tree_unflatten(leaves, spec))
+        if entry["values"] is not None:
+            leaves.append(torch.tensor(entry["values"], dtype=dtype).reshape(entry["shape"]))
+        else:
+            generator = torch.Generator().manual_seed(0)
+            leaves.append(torch.rand(entry["shape"], generator=generator).to(dtype))
+    return Call.with_arguments(forward, pytree.tree_unflatten(leaves, spec))
 
 
 # -------------------------------------------------------------------- reading
@@ -140,14 +156,19 @@ class PlanFile:
 
     source: str | None
     model: dict[str, Any]
-    method: dict[str, Any]
+    fingerprint: str
+    method: str
+    method_file: str | None
+    options: dict[str, Any]
     task: Task
     cuts: tuple[str, ...]
+    edited: bool  # the cuts were changed by hand
     custom_loss: bool
     appended: int
     frozen: frozenset[str]
     inputs: dict[str, Any]
     balance: str
+    weights_sha256: str
 
 
 def read_plan(folder: Path) -> PlanFile:
@@ -173,34 +194,44 @@ def read_plan(folder: Path) -> PlanFile:
     try:
         task = Task(content["task"]["kind"], content["task"]["num_classes"])
         return PlanFile(
-            content["source"],
-            content["model"],
-            content["method"],
-            task,
-            tuple(content["cuts"]),
-            content["task"]["custom_loss"],
-            content["appended"],
-            frozenset(content["frozen"]),
-            content["inputs"],
-            content["plan"]["balance"],
+            source=content["source"],
+            model=dict(content["model"]),
+            fingerprint=content["model"]["sha256"],
+            method=content["method"]["name"],
+            method_file=content["method"].get("file"),
+            options=dict(content["method"]["options"]),
+            task=task,
+            cuts=tuple(content["cuts"]),
+            edited=list(content["cuts"]) != content["plan"]["cuts"],
+            custom_loss=content["task"]["custom_loss"],
+            appended=content["appended"],
+            frozen=frozenset(content["frozen"]),
+            inputs=dict(content["inputs"]),
+            balance=content["plan"]["balance"],
+            weights_sha256=content["weights_sha256"],
         )
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise CheckpointError(f"{path} lacks the entry {error}; convert the model again.") from error
+    except (TypeError, ValueError, AttributeError, TaskError) as error:
+        raise CheckpointError(f"{path} has an entry of the wrong kind ({error}); convert the model again.") from error
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Reads ``weights.safetensors``.
+def read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """Reads ``weights.safetensors``, whose digest must be ``sha256``.
 
     Raises:
-        CheckpointError: it is missing or truncated.
+        CheckpointError: it is missing, truncated or changed.
     """
     path = folder / WEIGHTS
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {WEIGHTS}; save the model again.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); restore it from a copy.") from error
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise CheckpointError(f"{path} is damaged: its digest is not the one in {PLAN}; restore it from a copy.")
+    return tensors
 
 
 def load(
@@ -211,16 +242,17 @@ def load(
     appended: Sequence[nn.Module] = (),
 ) -> LocalModel:
     """See ``localize.load``; ``to_local`` is handed in because this file lies below it."""
+    _log.debug("reading the artefact %s", folder)
     plan = read_plan(folder)
-    tensors = read_weights(folder)
+    tensors = read_weights(folder, plan.weights_sha256)
     if model is None:
         if plan.source is None:
             raise CheckpointError(f"{folder / PLAN} names no source; pass the model: load(folder, model=...).")
         model = load_source(plan.source, near=folder)
     found = fingerprint(model)
-    if found["sha256"] != plan.model["sha256"]:
+    if found["sha256"] != plan.fingerprint:
         raise CheckpointError(
-            f"{folder} holds {plan.model['class']} with {plan.model['parameters']} parameters; the model given is "
+            f"{folder} holds {plan.model.get('class')} with {plan.model.get('parameters')} parameters; the model given is "
             f"{found['class']} with {found['parameters']}, or has other shapes. Pass the model it was made from."
         )
     if plan.custom_loss and loss is None:
@@ -236,7 +268,7 @@ def load(
     local = to_local(
         model,
         example_from(plan.inputs, model),
-        method=get_method(plan.method["name"], **plan.method["options"]),
+        method=known_method(plan.method, plan.options, plan.method_file, near=folder),
         cuts=plan.cuts,
         parts=1,
         balance=plan.balance,
@@ -249,5 +281,10 @@ def load(
     for name, parameter in local.to_standard().named_parameters():
         parameter.requires_grad_(name not in plan.frozen)
     local.source = plan.source
+    if plan.edited:
+        _log.warning("%s: the cuts were edited, so the heads start anew; the model keeps its weights", folder)
+        tensors = {n: t for n, t in weights_of(local).items() if n.startswith("heads.")} | {
+            n: t for n, t in tensors.items() if not n.startswith("heads.")
+        }
     put_weights(local, tensors, str(folder))
     return local

@@ -242,6 +242,8 @@ class LocalModel(nn.Module):
         # Through the original model, so that each tensor is converted once and all holders see the same one.
         self.__dict__["_standard"]._apply(fn, recurse)
         self.grafts._apply(fn, recurse)
+        for module in self.appended:
+            module._apply(fn, recurse)
         for part in self._pieces:
             part.take_over(self.__dict__["_standard"], fn)
         return self

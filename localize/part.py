@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localize.errors import TraceError
 from localize.signature import Call, CallSignature
 
 Stream = dict[str, Tensor]
@@ -150,8 +149,6 @@ def set_own_mode(module: nn.Module, training: bool) -> None:
 def _attach(part: Part, path: str, member: nn.Module | Tensor) -> None:
     *owners, leaf = path.split(".")
     holder: nn.Module = part
-    if hasattr(type(part), path.split(".")[0]):
-        raise TraceError(f"The model has an attribute {path.split('.')[0]!r}, a name that parts need; rename it.")
     for name in owners:
         if name not in holder._modules:
             holder._modules[name] = _Namespace()

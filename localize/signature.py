@@ -145,6 +145,11 @@ def to_device(value: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors among the leaves of a value."""
+    return [leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor)]
+
+
 def leaves_of(value: Any) -> list[Any]:
     """The leaves of nested tuples, lists, dicts and registered containers, in order."""
     return pytree.tree_leaves(value)

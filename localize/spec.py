@@ -63,6 +63,16 @@ class TensorSpec:
         return "×".join("N" if i == self.batch_axis else str(s) for i, s in enumerate(self.shape))
 
 
+def indices_of(tensor: Tensor) -> tuple[float, ...] | None:
+    """The values of an integer or boolean tensor, as plain numbers; None for floating-point or large ones."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > _MOST_INDICES:
+        return None
+    return tuple(tensor.flatten().tolist())
+
+
+_MOST_INDICES = 100_000
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a node, a part or a head costs, at the example's batch size."""
@@ -156,6 +166,7 @@ class Plan:
     boundaries: tuple[Boundary, ...]
     parts: tuple[PartCost, ...]
     inputs: tuple[TensorSpec, ...] = ()
+    indices: tuple[tuple[float, ...] | None, ...] = ()  # the values of integer inputs, which must fit the model
     representation: TensorSpec | None = None  # below the model's own classifier, where it is told from the rest
     notes: tuple[str, ...] = ()
 

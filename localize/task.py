@@ -5,7 +5,7 @@ Shape legend: ``N`` batch, ``C`` classes, ``T`` tokens, ``H W`` space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from localize.errors import TaskError, did_you_mean
 
 TaskKind = Literal["classification", "causal_lm", "segmentation", "regression"]
 IGNORE_INDEX = -100  # PyTorch's: targets with this value carry no loss
+_TARGET_AXES = {"classification": 1, "causal_lm": 2, "segmentation": 3}
 _OUTPUT_NAMES = ("logits", "out", "prediction_logits")
 
 
@@ -37,6 +38,8 @@ class Task:
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        if self.loss_fn is not None and not callable(self.loss_fn):
+            raise TaskError(f"A loss must be callable, loss(logits, target) -> scalar; got {self.loss_fn!r}.")
         if self.kind not in get_args(TaskKind):
             raise TaskError(
                 f"Unknown task {self.kind!r}.{did_you_mean(str(self.kind), get_args(TaskKind))} "
@@ -57,21 +60,47 @@ class Task:
         return find_logits(output)
 
     def completed(self, output: Any) -> Task:
-        """This task with the number of classes that a model's output shows, where it is not given."""
-        if self.num_classes is not None or not self.has_classes:
+        """This task with the number of classes that a model's output shows.
+
+        Raises:
+            TaskError: the model has another number of classes than the task.
+        """
+        if not self.has_classes:
             return self
         logits = self.logits(output)
-        return replace(self, num_classes=logits.shape[self.class_axis(logits)])
+        found = logits.shape[self.class_axis(logits)] if logits.dim() > 1 else 1
+        if self.num_classes not in (None, found):
+            raise TaskError(
+                f"The task has {self.num_classes} classes, the model's logits {tuple(logits.shape)} have {found}; "
+                "leave num_classes out, or change the model's last layer."
+            )
+        return replace(self, num_classes=found)
 
-    def check_target(self, target: Any) -> None:
-        """Raises ``TaskError`` for a target that no loss of this task can use: its dtype, or a class out of range."""
-        if self.loss_fn is not None or not self.has_classes:
+    def check_target(self, target: Any, inputs: Iterable[Tensor] = ()) -> None:
+        """Raises ``TaskError`` for a target that no loss of this task can use.
+
+        Args:
+            target: its type, its number of axes and, on a CPU, its range are checked.
+            inputs: what it is the target of: one of them must have as many samples.
+        """
+        if self.loss_fn is not None:
             return
-        if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
-            found = f"{target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
-            raise TaskError(f"{self.kind}: targets must be class indices (an int64 tensor), got {found}.")
+        if not isinstance(target, Tensor):
+            raise TaskError(f"{self.kind}: the target must be a tensor, got {type(target).__name__}.")
+        found = f"{target.dtype} {tuple(target.shape)}"
+        if self.kind == "classification" and target.is_floating_point() and target.dim() == 2:
+            return  # probabilities (N, C), as mixup makes them
+        axes = _TARGET_AXES.get(self.kind)
+        if axes is not None and (target.dtype != torch.int64 or target.dim() != axes):
+            raise TaskError(
+                f"{self.kind}: targets must be class indices, int64 with {axes} axes (the batch first), got {found}."
+            )
+        samples = {leaf.shape[0] for leaf in inputs if leaf.dim()}
+        if samples and (not target.dim() or target.shape[0] not in samples):
+            expected = " or ".join(map(str, sorted(samples)))
+            raise TaskError(f"{self.kind}: {expected} samples need as many targets, got {found}.")
         if self.num_classes is None or not target.is_cpu or not target.numel():
-            return  # on a GPU the check would wait for the device
+            return  # on a GPU the check of the range would wait for the device
         counted = target[target != IGNORE_INDEX]
         low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
         if low < 0 or high >= self.num_classes:
@@ -89,7 +118,7 @@ class Task:
         if self.loss_fn is not None:
             return self.loss_fn(logits, target)
         if self.kind == "regression":
-            return F.mse_loss(logits, target)
+            return F.mse_loss(logits, self._alike(logits, target))
         return F.cross_entropy(self._classes_second(logits), target)
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -104,10 +133,21 @@ class Task:
                 "leave `loss` out or choose a method that needs no per-sample loss (scpl, al, nwise, early_exit)."
             )
         if self.kind == "regression":
-            each = F.mse_loss(logits, target, reduction="none")
+            each = F.mse_loss(logits, self._alike(logits, target), reduction="none")
         else:
             each = F.cross_entropy(self._classes_second(logits), target, reduction="none")
         return each.flatten(1).mean(1) if each.dim() > 1 else each
+
+    def _alike(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The target in the output's shape: (N) for (N, 1) is meant well, and would broadcast to (N, N)."""
+        if target.shape == logits.shape:
+            return target
+        if target.numel() == logits.numel() and target.dim() and target.shape[0] == logits.shape[0]:
+            return target.reshape(logits.shape).to(logits.dtype)
+        raise TaskError(
+            f"regression: output {tuple(logits.shape)} and target {tuple(target.shape)} differ; reshape the target, "
+            "or pass task='classification' if the targets are classes."
+        )
 
     def _classes_second(self, logits: Tensor) -> Tensor:
         return logits.transpose(1, -1) if self.kind == "causal_lm" else logits
@@ -161,6 +201,8 @@ def infer_task(output: Any, loss_fn: Callable[[Tensor, Tensor], Tensor] | None =
         TaskError: nothing fits.
     """
     logits = find_logits(output)
+    if loss_fn is not None and logits.dim() not in (1, 2, 3, 4):
+        return Task("regression", loss_fn=loss_fn)
     if not torch.is_floating_point(logits):
         raise TaskError(
             f"The model's output is {logits.dtype}; training needs floating-point logits. "

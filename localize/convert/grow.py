@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from localize.convert.graft import graft
 from localize.convert.restore import preserved
 from localize.errors import ConfigError, CutError
-from localize.heads.base import Head
+from localize.heads.base import Head, TaskHead
 from localize.model import LocalModel
 from localize.part import Part, Program, Route, kind_of
 from localize.spec import Boundary, Cost, PartCost, TensorSpec
@@ -30,7 +30,7 @@ def append_part(local: LocalModel, module: nn.Module, freeze_below: bool) -> Non
     total = len(local.parts)
     top = cast(Part, local.parts[-1])
     spec = local.plan.representation
-    if spec is None or top.route.hidden is None:
+    if spec is None or (top.route.hidden is None and not local.appended):
         raise CutError(
             f"Nothing can be put on top of {local.plan.model}: its last part has no hidden state below a classifier "
             "of its own. Convert with fewer parts, or with cuts=[...] that leave it more than the classifier."
@@ -48,7 +48,7 @@ def append_part(local: LocalModel, module: nn.Module, freeze_below: bool) -> Non
     for number, head in heads.items():
         local.grafts[str(number)] = head.train(local.training)
     local.appended.append(module)
-    _extend_plan(local, part, spec)
+    _extend_plan(local, part, spec, made, top.route.primary or "")
 
 
 def _part_of(module: nn.Module, number: int, takes: str) -> Part:
@@ -58,7 +58,7 @@ def _part_of(module: nn.Module, number: int, takes: str) -> Part:
         return part._modules[name](hidden)  # type: ignore[misc]
 
     program = Program(run, f"# the appended module\n{module}", (name,))
-    route = Route((takes,), (), (), None, program)
+    route = Route((takes,), (), (), None, program, hidden_name=name)
     return Part(number, {True: route, False: route}, {name: module})
 
 
@@ -67,8 +67,9 @@ def _opened(top: Part) -> Part:
     routes = {}
     for mode, route in top.__dict__["_routes"].items():
         name = route.hidden_name
-        # `hidden` returns the bare value; a part that gives values returns a tuple of them.
-        whole = replace(route.hidden, run=_in_tuple(route.hidden.run))
+        program = route.hidden or route.whole  # an appended part is nothing but its module
+        # The program returns the bare value; a part that gives values returns a tuple of them.
+        whole = replace(program, run=_in_tuple(program.run))
         routes[mode] = replace(route, gives=(name,), primary=name, whole=whole, hidden=None)
     opened = Part(0, routes, {})
     return opened
@@ -101,7 +102,7 @@ def _new_heads(
     parts = [*(cast(Part, p) for p in local.parts[:-1]), opened, part]
     built = graft(local.method, parts, hidden, made, local.task, *kind_of(local))
     heads = {total: built[-1]}
-    if not local.method.splits_classifier:
+    if isinstance(local.heads[-1], TaskHead):
         heads[total - 1] = built[-2]
     predicts = local.method.predicts != "path"
     if predicts and local.task.num_classes not in (None, made.channels):
@@ -112,12 +113,12 @@ def _new_heads(
     return {number: head for number, head in heads.items() if head is not None}
 
 
-def _extend_plan(local: LocalModel, part: Part, spec: TensorSpec) -> None:
+def _extend_plan(local: LocalModel, part: Part, spec: TensorSpec, made: TensorSpec, primary: str) -> None:
     plan, number = local.plan, len(local.parts)
     weights = sum(p.numel() * p.element_size() for p in part.parameters())
     name = f"{_HIDDEN}_{number}"
     cost = PartCost(number, name, name, Cost(param_bytes=weights), Cost())
-    boundary = Boundary(number - 1, plan.parts[-1].last, spec.layout, (spec.layout,), spec, spec.nbytes)
+    boundary = Boundary(number - 1, plan.parts[-1].last, primary, (primary,), spec, spec.nbytes)
     local.plan = replace(
-        plan, parts=(*plan.parts, cost), boundaries=(*plan.boundaries, boundary), representation=None
+        plan, parts=(*plan.parts, cost), boundaries=(*plan.boundaries, boundary), representation=made
     )

@@ -6,7 +6,9 @@ the model changes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +98,21 @@ def _shapes_for(layer: nn.Module, sizes: tuple[int, ...]) -> Iterator[tuple[int,
 
 def _fits(model: nn.Module, candidate: Tensor) -> bool:
     """Whether the model's forward takes ``candidate``, on fake tensors and in eval mode."""
-    with preserved(model, training=False), torch.no_grad():
+    with preserved(model, training=False), torch.no_grad(), _silent("torch._subclasses.fake_tensor"):
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 model(mode.from_tensor(candidate))
         except Exception:
             return False
     return True
+
+
+@contextmanager
+def _silent(logger_name: str) -> Iterator[None]:
+    """Keeps a library from logging the failures that a search is made of."""
+    logger = logging.getLogger(logger_name)
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled

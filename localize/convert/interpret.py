@@ -76,22 +76,34 @@ class CostRun(ShapeRun):
         self.flops: dict[str, float] = {}
         self.saved: dict[str, dict[int, int]] = {}
         self._counter = FlopCounter()
-        self._current: dict[int, int] = {}
-        self._references: dict[int, tuple[int, StorageWeakRef]] = {}
-        self._excluded = {self._key(t) for t in excluded}
+        self._notes = _SavedNotes(self._counter, excluded)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Counts while active."""
-        with torch.autograd.graph.saved_tensors_hooks(self._note_saved, _never_unpacked), self._counter:
+        with torch.autograd.graph.saved_tensors_hooks(self._notes.note, _never_unpacked), self._counter:
             yield
 
     def run_node(self, n: fx.Node) -> Any:
-        before, self._current = self._counter.flops, {}
+        before, self._notes.current = self._counter.flops, {}
         value = super().run_node(n)
         self.flops[n.name] = self._counter.flops - before
-        self.saved[n.name] = self._current
+        self.saved[n.name] = self._notes.current
         return value
+
+
+class _SavedNotes:
+    """What autograd saves.
+
+    Apart from the interpreter, because a graph holds its hooks: one that held the values of the run in turn
+    would keep them, and with them the user's model, out of the garbage collector's sight for good.
+    """
+
+    def __init__(self, counter: FlopCounter, excluded: Sequence[Tensor]) -> None:
+        self.current: dict[int, int] = {}  # of the node that runs: storage → bytes
+        self._counter = counter
+        self._references: dict[int, tuple[int, StorageWeakRef]] = {}
+        self._excluded = {self._key(t) for t in excluded}
 
     def _key(self, tensor: Tensor) -> int:
         """A small number for the tensor's storage. The weak reference keeps addresses from being reused."""
@@ -100,7 +112,7 @@ class CostRun(ShapeRun):
             self._references[storage._cdata] = (len(self._references), StorageWeakRef(storage))
         return self._references[storage._cdata][0]
 
-    def _note_saved(self, tensor: Tensor) -> None:
+    def note(self, tensor: Tensor) -> None:
         try:
             key, nbytes = self._key(tensor), tensor.untyped_storage().nbytes()
         except (NotImplementedError, RuntimeError):  # sparse and the like have no storage of their own
@@ -108,7 +120,7 @@ class CostRun(ShapeRun):
         else:
             nbytes = nbytes or self._counter.workspaces.get(tensor.untyped_storage()._cdata, 0)
         if key not in self._excluded:
-            self._current[key] = nbytes
+            self.current[key] = nbytes
 
 
 def _never_unpacked(_: Any) -> Tensor:

@@ -19,7 +19,7 @@ from localize.convert.split import Cuts
 from localize.convert.traced import Profile, TracedModel
 from localize.errors import ConfigError, MethodError
 from localize.heads.base import Method
-from localize.spec import Boundary, Cost, CutPoint, PartCost, Plan, TensorSpec
+from localize.spec import Boundary, Cost, CutPoint, PartCost, Plan, TensorSpec, indices_of
 from localize.task import Task, infer_task
 
 
@@ -213,7 +213,8 @@ class Planner:
                 PartCost(k, first, last, cost, head)
                 for k, ((first, last), cost, head) in enumerate(zip(ends, costs, heads, strict=True), 1)
             ),
-            inputs=tuple(TensorSpec(tuple(t.shape), t.dtype) for t in self.traced.example),
+            inputs=tuple(TensorSpec.of(t) for t in self.traced.example),
+            indices=tuple(indices_of(t) for t in self.traced.example),
             representation=representation,
             notes=tuple(self.traced.notes),
         )

@@ -80,6 +80,7 @@ class _Session:
         self._extras = Extras(model)
         self._storage_numbers = itertools.count()
         self._watch_random = False
+        self._reassigned: set[str] = set()  # attributes that the root's own forward sets
         self._restarts = 0
 
     def record(self, training: bool) -> _Recording:
@@ -146,6 +147,8 @@ class _Session:
             path = recorder.entered.get(id(module))
             if path:
                 raise Obstacle(f"it sets its own attribute {name!r}", path, "its forward")
+            if path == "":
+                self._reassigned.add(name)  # often harmless; ``verify`` tells
 
     def give_way(self, obstacle: Obstacle) -> None:
         """Makes the module in the way a leaf.
@@ -183,6 +186,7 @@ class _Session:
             example=tuple(self._leaves),
             extras={name: value for name, value in self._extras.values.items() if name in used},
             notes=self._notes(agree),
+            reassigned=tuple(sorted(self._reassigned)),
         )
 
     def _notes(self, agree: bool) -> list[str]:

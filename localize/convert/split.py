@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -212,9 +213,16 @@ def _followed(run: Callable[..., Any], then: Callable[[Sequence[Any]], Any]) -> 
 def compile_graph(graph: fx.Graph, title: str) -> tuple[Callable[..., Any], str]:
     """A graph as a Python function of (the module that holds its members, *inputs), and its source."""
     code = graph.python_code("self")
+    source = _OWN_NAME.sub(r'self.__getattr__("\1")', code.src).strip() + "\n"
     filename = f"<localize {title} #{next(_serial)}>"
     # Registered so that a traceback through a part shows the line.
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     namespace = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), namespace)
-    return namespace["forward"], code.src
+    exec(compile(source, filename, "exec"), namespace)
+    return namespace["forward"], source
+
+
+# A module of the user's may be called `route`, say, which a Part has an attribute for: it is looked up apart.
+_OWN_NAME = re.compile(
+    rf"\bself\.({'|'.join(sorted({*vars(Part), '_number', '_routes', '_constants'} - set(vars(nn.Module))))})\b"
+)

@@ -13,7 +13,7 @@ from localize.convert.restore import preserved
 from localize.heads.base import Method
 from localize.part import Part, Program, Route, set_own_mode
 from localize.signature import Call, CallSignature
-from localize.spec import Cost, PartCost, Plan, TensorSpec
+from localize.spec import Cost, PartCost, Plan, TensorSpec, indices_of
 from localize.task import Task, infer_task
 
 
@@ -65,6 +65,7 @@ def whole_plan(
         boundaries=(),
         parts=(PartCost(1, names[0], names[-1], Cost(flops, size), Cost()),),
         inputs=tuple(TensorSpec.of(t) for t in leaves),
+        indices=tuple(indices_of(t) for t in leaves),
         notes=notes,
     )
     return plan, task, TensorSpec.of(logits)

@@ -59,7 +59,7 @@ class AssociatedHead(Head):
         elif self.site.task.has_classes:
             reconstruction = F.cross_entropy(decoded, labels, ignore_index=IGNORE_INDEX)
         else:
-            reconstruction = _mean_square(decoded.flatten(1), below, valid)
+            reconstruction = _mean_square(decoded.reshape(len(decoded), -1), below, valid)
         loss = association + reconstruction
         if self.site.classifier is not None and self.keep_classifier:
             task = self.site.task
@@ -72,6 +72,8 @@ class AssociatedHead(Head):
         if self.site.number == 1:
             if not self.site.task.has_classes:
                 return target.reshape(len(target), -1).to(dtype), target
+            if target.is_floating_point():
+                raise self.site.error("al", "it encodes class indices, not probabilities", _INSTEAD)
             classes = torch.arange(self.outputs, device=target.device)
             return (target[:, None] == classes).to(dtype), target  # a row of zeros for an ignored label
         if not (isinstance(target, tuple | list) and len(target) == 2):

@@ -15,7 +15,7 @@ from localize.model import LocalModel
 from localize.runtime.batches import SplitBatch, batch_size, pairs
 from localize.runtime.precision import Autocast
 from localize.runtime.stage import StageReport
-from localize.signature import to_device
+from localize.signature import tensors_of, to_device
 from localize.task import Task
 
 
@@ -99,7 +99,7 @@ def evaluate(
     sums: dict[int, Tensor] = {}  # by exit: loss × weight, weight, hits, targets
     samples = 0
     for inputs, target in pairs(loader, split):
-        local.task.check_target(target)
+        local.task.check_target(target, tensors_of(inputs))
         inputs, target = to_device(inputs, device), to_device(target, device)
         size = batch_size(inputs, target)
         samples += size

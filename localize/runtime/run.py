@@ -21,7 +21,7 @@ from localize.runtime.sequential import stages_of
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.state import TrainingState
 from localize.runtime.update import OptimizerSteps, members
-from localize.signature import Call, to_device
+from localize.signature import Call, tensors_of, to_device
 
 
 class Run:
@@ -114,7 +114,7 @@ class Run:
             self._place(state.batch + 1),
             seeding.Seeded(self.generators, seeding.derive(self.options.seed, 0, state.step)),
         ):
-            self.local.task.check_target(target)
+            self.local.task.check_target(target, tensors_of(inputs))
             inputs, target = to_device(inputs, self.device), to_device(target, self.device)
             call = Call.of(inputs)
             stream = self.local.signature.stream(call.args, call.kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 from weakref import WeakSet
 
@@ -56,6 +56,7 @@ class OptimizerSteps:
             leaves out the update of parameters whose gradients are not finite. Both read one number a part and
             step, before the update, which on a GPU waits for that part; None reads nothing.
         keep_grads: leave gradients in ``.grad`` after the update.
+        spare: parameters that optimizers may hold too, and no part uses.
         scalers: per optimizer, for float16; optimizers may share one. Gradients that overflowed are not an error
             then: the update is left out and ``finish`` lowers the scale.
 
@@ -71,13 +72,14 @@ class OptimizerSteps:
         clip_grad_norm: float | None = None,
         on_nonfinite: OnNonfinite | None = None,
         keep_grads: bool = True,
+        spare: Iterable[nn.Parameter] = (),
         scalers: Sequence[torch.amp.GradScaler | None] | None = None,
     ) -> None:
         self.optimizers = list(optimizers)
         self.clip_grad_norm, self.on_nonfinite, self.keep_grads = clip_grad_norm, on_nonfinite, keep_grads
         self.scalers = list(scalers) if scalers is not None else [None] * len(self.optimizers)
         self.skipped: list[int] = []  # numbers of the parts whose update was left out in the current step
-        self._needs = members(stages, self.optimizers)
+        self._needs = members(stages, self.optimizers, spare)
         self._missing: list[set[tuple[int, Half]]] = []
         self._scaled: list[torch.amp.GradScaler] = []  # those that unscaled gradients in the current step
         self.start()
@@ -153,7 +155,9 @@ class OptimizerSteps:
         return finite
 
 
-def members(stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> list[set[tuple[int, Half]]]:
+def members(
+    stages: Sequence[Stage], optimizers: Sequence[Optimizer], spare: Iterable[nn.Parameter] = ()
+) -> list[set[tuple[int, Half]]]:
     """By optimizer: the halves of the stages that its parameters belong to.
 
     What no optimizer holds is not trained: a warning names it, once.
@@ -167,17 +171,18 @@ def members(stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> list[se
             module: nn.Module | None = stage.part if half == "part" else stage.head
             for parameter in module.parameters() if module is not None else []:
                 owner[id(parameter)] = (stage.number, half)
+    known = {*owner, *map(id, spare)}
     needs: list[set[tuple[int, Half]]] = []
     held: set[int] = set()
     for index, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        unknown = [tuple(p.shape) for p in parameters if id(p) not in owner]
+        unknown = [tuple(p.shape) for p in parameters if id(p) not in known]
         if unknown:
             raise ConfigError(
                 f"Optimizer {index} of {len(optimizers)} holds {len(unknown)} parameters of neither part nor head "
                 f"(shapes {unknown[:3]}); make the optimizers with local.optimizers(factory)."
             )
-        needs.append({owner[id(p)] for p in parameters})
+        needs.append({owner[id(p)] for p in parameters if id(p) in owner})
         held.update(map(id, parameters))
     _warn_of_untrained(stages, held)
     return needs

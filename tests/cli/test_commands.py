@@ -417,6 +417,15 @@ def test_a_method_of_ones_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     assert "No file" in cli.fails("methods", "--import", "none.py")
 
 
+def test_debug_says_what_is_going_on(cli: Cli) -> None:
+    cli.ok("convert", "model.py", "-o", "quietly")
+    assert "DEBUG" not in cli.err
+    cli.ok("train", "model.py", "--epochs", "1", "--checkpoint-dir", "ck", "-o", "art", "--debug")
+    assert "DEBUG: Net: 2 parts by flops, cut after" in cli.err
+    assert re.search(r"DEBUG: wrote the checkpoint ck.step-\d+", cli.err)
+    assert "DEBUG: wrote the artefact art" in cli.err
+
+
 def test_debug_shows_the_traceback(cli: Cli) -> None:
     with pytest.raises(Exception, match="Unknown method"):
         main(["convert", "model.py", "--method", "nope", "--debug"])
