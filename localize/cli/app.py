@@ -55,14 +55,12 @@ def common(
         list[Path] | None,
         typer.Option("--import", metavar="FILE", help="Run a Python file first: it may register methods."),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,  # see main
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Turn any PyTorch model into local-learning form and train it part by part."""
-    level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", force=True)
     for file in imports or ():
         if not file.is_file():
             raise ConfigError(f"No file {str(file)!r} to import.")
@@ -74,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _common_first(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        with _short_warnings():
+        with _short_warnings(), _logging(debug):
             status = app(args=given or ["--help"], prog_name="localize", standalone_mode=False)
     except LocalizeError as problem:
         if debug:
@@ -118,3 +116,18 @@ def _short_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_args, **_more: output.warning(str(message))
         yield
+
+
+@contextmanager
+def _logging(debug: bool) -> Iterator[None]:
+    """Log records on stderr: warnings, and with ``debug`` all that the package has to say."""
+    handler, own = logging.StreamHandler(), logging.getLogger("localize")
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    before = own.level
+    logging.getLogger().addHandler(handler)
+    own.setLevel(logging.DEBUG if debug else logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        own.setLevel(before)

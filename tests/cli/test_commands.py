@@ -329,7 +329,7 @@ BAD_ARTEFACTS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "truncated weights": ("art/weights.safetensors", truncate, "weights.safetensors"),
     "truncated plan": ("art/plan.json", truncate, "plan.json"),
     "a newer version": ("art/plan.json", make_newer, "999"),
-    "a missing weight": ("art/weights.safetensors", drop_a_weight, "0.weight"),
+    "a missing weight": ("art/weights.safetensors", drop_a_weight, "is damaged"),
     "weights gone": ("art/weights.safetensors", Path.unlink, "weights.safetensors"),
     "another model": ("model.py", widen, "parameters"),
     "the model's file gone": ("model.py", Path.unlink, "model.py"),
