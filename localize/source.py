@@ -176,6 +176,13 @@ def _only(module: ModuleType, where: str) -> str:
         names = [n for n, value in candidates if isinstance(value, nn.Module) is wanted]
         if names:
             return _unambiguous(module, names, where)
+    names = [
+        n
+        for n, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and _makes_model(value)
+    ]
+    if names:  # a function that says nothing of what it returns; building it will show
+        return _unambiguous(module, names, where)
     unbuildable = [
         f"{n} needs {', '.join(_required_arguments(value))}"
         for n, value in vars(module).items()
@@ -211,7 +218,8 @@ def _candidates(module: ModuleType) -> Iterator[tuple[str, Any]]:
         if name.startswith("_"):
             continue
         if isinstance(value, nn.Module):
-            yield name, value
+            if any(True for _ in value.parameters()):  # a loss is a module too
+                yield name, value
         elif getattr(value, "__module__", None) != module.__name__ or _required_arguments(value):
             continue
         elif _is_recipe(value):

@@ -63,6 +63,14 @@ def test_a_name_and_options_choose(tmp_path: Path) -> None:
     assert read_source(path).name == "net"
 
 
+def test_the_only_function_is_tried_and_a_loss_is_no_model(tmp_path: Path) -> None:
+    """Both were refused: a factory that does not say what it returns, and a model beside a loss."""
+    factory = "from torch import nn\ndef make():\n    return nn.Linear(2, 3)"
+    assert load_source(write(tmp_path, factory))(torch.zeros(1, 2)).shape == (1, 3)
+    beside = "from torch import nn\ncriterion = nn.CrossEntropyLoss()\nencoder = nn.Linear(2, 3)"
+    assert read_source(write(tmp_path, beside)).model.in_features == 2
+
+
 ERRORS = {
     "no model": ("x = 1", r"net\.py holds no model.*build_model"),
     "only a class that needs arguments": (
