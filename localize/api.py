@@ -69,7 +69,8 @@ def to_local(
         tied: what to do about tied parameters: ``colocate`` keeps them in one part. ``untie``, copies of them, is
             not there yet and refused where it would matter.
         verify: compare the parts with the model on the example and on a second batch size.
-        memory_budget_bytes: for ``parts="auto"``: what one part with its head may take, in bytes.
+        memory_budget_bytes: for ``parts="auto"``: what one part with its head may take: bytes of ``memory`` as
+            balance counts it, at the example's batch size.
 
     Raises:
         TraceError: the model cannot be captured, or the parts are not the model.

@@ -30,7 +30,10 @@ Parts = Annotated[
 ]
 MemoryBudget = Annotated[
     str | None,
-    typer.Option(help="For --parts auto: what one part may take, as 8GB or 500MB.", metavar="SIZE"),
+    typer.Option(
+        help="For --parts auto: what one part may take at the example's batch size, as 8GB or 500MB.",
+        metavar="SIZE",
+    ),
 ]
 Balance = Annotated[
     str, typer.Option(help="What to balance: flops, memory, activations, params or time.", metavar="COST")

@@ -121,7 +121,6 @@ def on_meta(modules: Sequence[nn.Module]) -> Iterator[StandIn]:
 def on_fake(_: Sequence[nn.Module]) -> Iterator[StandIn]:
     """While it lasts, operators make fake tensors; those that meet a real tensor make a fake of it first."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-
         yield mode.from_tensor
 
 

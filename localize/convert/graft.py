@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,9 @@ def graft(
     heads: list[Head | None] = []
     problems: list[str] = []
     for number, (part, spec) in enumerate(zip(parts, hidden, strict=True), 1):
-        classifier = part.run_classifier if part.route.classifier is not None and method.splits_classifier else None
+        classifier = (
+            part.run_classifier if part.route.classifier is not None and method.splits_classifier else None
+        )
         try:
             head = method.build_head(HeadSite(number, len(parts), spec, task, classifier, logits))
         except MethodError as error:
@@ -46,31 +48,45 @@ def graft(
     return heads
 
 
+class _PlannedSite(HeadSite):
+    """Where a head would be built."""
+
+    def error(self, method: str, problem: str, instead: str) -> MethodError:
+        return MethodError(
+            f"Method {method!r}, hidden state {self.hidden} ({self.hidden.layout}): {problem}. {instead}"
+        )
+
+
 @dataclass
 class HeadCosts:
     """What the head of a method costs on a hidden state, by a dry run on the meta device; equal sites run once.
 
     ``classifier`` stands in for the model's own where the method reads the representation below it: its cost is
-    the part's, not the head's.
+    the part's, not the head's. ``ms_per_flop`` turns FLOPs into milliseconds, which a dry run cannot measure.
     """
 
     method: Method
     task: Task
     logits: TensorSpec
     classifier: Callable[[Tensor], Any] | None = None
+    ms_per_flop: float | None = None
     _known: dict[tuple[TensorSpec, int, int], Cost] = field(default_factory=dict)
 
-    def of(self, spec: TensorSpec, number: int = 2, parts: int = 3) -> Cost:
+    def of(self, spec: TensorSpec, number: int, parts: int) -> Cost:
         """Cost of the head that part ``number`` of ``parts`` gets on ``spec``; zero where it gets none.
 
         Raises:
-            MethodError: the method cannot work on such a hidden state.
+            MethodError: the method cannot work on such a hidden state. The message names no part: while one
+                plans, their numbers are made up.
         """
         key = (spec, number, parts)
         if key not in self._known:
             classifier = self.classifier if number == parts else None
-            site = HeadSite(number, parts, spec, self.task, classifier, self.logits)
-            self._known[key] = _dry_run(self.method, site)
+            site = _PlannedSite(number, parts, spec, self.task, classifier, self.logits)
+            cost = _dry_run(self.method, site)
+            if self.ms_per_flop is not None:
+                cost = replace(cost, time_ms=cost.flops * self.ms_per_flop)
+            self._known[key] = cost
         return self._known[key]
 
 

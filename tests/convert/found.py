@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localize.convert.cuts import find_cuts
+from localize.convert.partition import HeadCost, PartTable
 from localize.convert.profile import profile_modes
 from localize.convert.record import trace
 from localize.convert.traced import Profile, TracedModel
@@ -27,11 +28,15 @@ class Found:
     def names(self, points: Sequence[CutPoint]) -> list[str]:
         return [point.name for point in points]
 
+    def table(self, balance: str, head_cost: HeadCost) -> PartTable:
+        """Every part between two of the best cut points."""
+        return PartTable(self.traced, self.profiles[True], self.best, balance, head_cost)
+
     def at(self, name: str) -> CutPoint:
         return next(point for point in self.all if name in (point.name, *point.aliases))
 
 
-def no_head(_: CutPoint | None) -> Cost:
+def no_head(_: CutPoint | None, first: bool) -> Cost:
     return Cost()
 
 

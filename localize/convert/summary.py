@@ -1,0 +1,68 @@
+"""The plan for people to read: which cuts were chosen, and what the parts between them cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import fx
+
+from localize.convert.cuts import module_path
+from localize.convert.split import Cuts
+from localize.convert.traced import Profile, TracedModel
+from localize.heads.base import Method
+from localize.spec import Boundary, Cost, PartCost, Plan, TensorSpec, indices_of
+
+ExactHead = Callable[[TensorSpec, int, int], Cost]
+"""Cost of the head that part ``number`` of ``parts`` gets on a hidden state."""
+
+
+def summary(
+    traced: TracedModel,
+    profile: Profile,
+    cuts: Cuts,
+    method: Method,
+    balance: str,
+    logits: TensorSpec,
+    head_cost: ExactHead,
+) -> Plan:
+    """The plan of train mode's graph."""
+    nodes = list(traced.train_graph.nodes)
+    edges = [0, *(point.position for point in cuts.points), len(nodes)]
+    stretches = [nodes[a:b] for a, b in pairwise(edges)]
+    below = cuts.classifier
+    representation = below.spec if below is not None and below.position > edges[-2] else None
+    last = representation if representation is not None and method.splits_classifier else logits
+    hidden = [*(point.spec for point in cuts.points), last]
+    return Plan(
+        model=type(traced.root).__name__,
+        method=method.name,
+        balance=balance,
+        cuts=tuple(point.name for point in cuts.points),
+        boundaries=tuple(
+            Boundary(k, p.name, p.primary, p.crossing, p.spec, p.crossing_bytes)
+            for k, p in enumerate(cuts.points, 1)
+        ),
+        parts=tuple(
+            PartCost(
+                k,
+                *_ends(traced, stretch),
+                profile.cost([node.name for node in stretch]),
+                head_cost(spec, k, len(hidden)),
+            )
+            for k, (stretch, spec) in enumerate(zip(stretches, hidden, strict=True), 1)
+        ),
+        inputs=tuple(TensorSpec.of(t) for t in traced.example),
+        indices=tuple(indices_of(t) for t in traced.example),
+        representation=representation,
+        notes=tuple(traced.notes),
+    )
+
+
+def _ends(traced: TracedModel, nodes: Sequence[fx.Node]) -> tuple[str, str]:
+    """The first and the last module (or node) of a stretch of the graph."""
+    work = [n for n in nodes if n.op.startswith("call_") and n.meta.get("storages")]
+    if not work:
+        return "", ""
+    named = [module_path(traced, n) or n.name for n in (work[0], work[-1])]
+    return named[0], named[1]

@@ -1,0 +1,59 @@
+"""Planning as a whole: budgets are kept, and refusals say where and why."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from localize import list_methods
+from localize.convert.plan import Planner
+from localize.convert.record import trace
+from localize.convert.traced import TracedModel
+from localize.errors import CutError, MethodError
+from localize.heads.nwise import NWise
+from localize.heads.registry import resolve_method
+from localize.spec import BALANCES, Cost
+from tests import zoo
+
+
+@cache
+def traced(name: str) -> TracedModel:
+    case = next(case for case in zoo.CASES if case.name == name)
+    return trace(case.build(), (case.inputs(),), {})
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("model", ["mlp", "residual", "encoder"])
+def test_no_part_of_auto_exceeds_the_budget(model: str, method: str, balance: str) -> None:
+    """The number of parts came from their memory, but the cuts from the balance, which knew no budget."""
+    planner = Planner(traced(model), resolve_method(method), balance)
+    with pytest.raises(CutError, match="at least") as told:
+        planner.choose("auto", None, 1)
+    least = int(str(told.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
+    for budget in (least, round(1.3 * least), 2 * least, 10 * least):
+        plan = planner.choose("auto", None, budget).plan
+        assert max(part.total.of("memory") for part in plan.parts) <= budget
+
+
+def test_refused_cuts_are_named_and_no_part_is_made_up() -> None:
+    """The message once spoke of "part 2 of 3" where two parts were asked for."""
+    planner = Planner(traced("mlp"), NWise(head="conv"), "flops")
+    with pytest.raises(MethodError) as told:
+        planner.choose(2, None, None)
+    message = str(told.value)
+    assert "of 3" not in message
+    assert re.search(
+        r"after '1', '3': Method 'nwise', hidden state N×16 \(vector\): head='conv' needs a map", message
+    )
+
+
+def test_heads_count_where_time_is_balanced() -> None:
+    """Nobody measures them: they are taken to be as fast, for their FLOPs, as the model."""
+    planner = Planner(traced("mlp"), resolve_method("scpl"), "time")
+    plan = planner.choose(2, None, None).plan
+    whole = sum((part.part for part in plan.parts), Cost())
+    assert whole.time_ms is not None
+    assert plan.parts[0].head.time_ms == pytest.approx(whole.time_ms / whole.flops * plan.parts[0].head.flops)
