@@ -253,7 +253,7 @@ def load(
     if found["sha256"] != plan.fingerprint:
         raise CheckpointError(
             f"{folder} holds {plan.model.get('class')} with {plan.model.get('parameters')} parameters; the model "
-            f"given is {found['class']} with {found['parameters']}, or has other shapes. Pass the model it was made from."
+            f"given is {found['class']} with {found['parameters']}, or has other shapes. Pass the one it was made from."
         )
     if plan.custom_loss and loss is None:
         raise CheckpointError(

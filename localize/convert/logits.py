@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from localize.convert.traced import Profile, TracedModel
+from localize.errors import ConfigError
 from localize.spec import TensorSpec
 from localize.task import Task
 
@@ -17,9 +18,24 @@ def empty_output(traced: TracedModel, profile: Profile, training: bool) -> Any:
     return traced.outputs[training].restore(_leaves(traced, profile, training))
 
 
-def logits_spec(traced: TracedModel, profile: Profile, task: Task) -> TensorSpec:
-    """Shape and layout of the logits in train mode."""
-    return TensorSpec.of(task.logits(empty_output(traced, profile, True)))
+def logits_spec(traced: TracedModel, profile: Profile, task: Task, batch_first: bool) -> TensorSpec:
+    """Shape and layout of the logits in train mode; ``batch_first`` insists on the batch axis.
+
+    Raises:
+        ConfigError: the logits do not grow with the first axis of the inputs: that is not the batch.
+    """
+    node = _output(traced, True)[logits_leaf(traced, profile, task, True)]
+    inputs = [n for n in traced.graph(True).nodes if n.op == "placeholder"]
+    follows = any(profile.nodes[n.name].specs[0].batch_axis == 0 for n in inputs)
+    logits = task.logits(empty_output(traced, profile, True))
+    if batch_first and follows and profile.nodes[node.name].specs[0].batch_axis != 0:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in traced.example)
+        raise ConfigError(
+            f"The first axis of the inputs {shapes} is not the batch: the logits {tuple(logits.shape)} do not grow "
+            "with it. Heads need the batch first: wrap the model in one that takes (N, T, …), for an nn.LSTM or "
+            "nn.GRU with batch_first=True. Method 'bp' does without."
+        )
+    return TensorSpec.of(logits)
 
 
 def logits_leaf(traced: TracedModel, profile: Profile, task: Task, training: bool) -> int:
@@ -31,8 +47,11 @@ def logits_leaf(traced: TracedModel, profile: Profile, task: Task, training: boo
 
 def _leaves(traced: TracedModel, profile: Profile, training: bool) -> list[Any]:
     """The leaves of the output: tensors as empty ones, constants as they are."""
-    output = next(node for node in traced.graph(training).nodes if node.op == "output")
-    return [_empty(profile, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in output.args[0]]
+    return [_empty(profile, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in _output(traced, training)]
+
+
+def _output(traced: TracedModel, training: bool) -> Any:
+    return next(node for node in traced.graph(training).nodes if node.op == "output").args[0]
 
 
 def _empty(profile: Profile, node: fx.Node) -> Any:

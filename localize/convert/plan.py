@@ -62,7 +62,7 @@ class Planner:
     @cached_property
     def logits(self) -> TensorSpec:
         """Shape of the model's logits."""
-        return logits_spec(self.traced, self.profiles[True], self.task)
+        return logits_spec(self.traced, self.profiles[True], self.task, batch_first=self.method.name != "bp")
 
     # ---------------------------------------------------------------- places
 

@@ -50,7 +50,7 @@ def respect_ties(
         raise CutError(
             f"{parts} parts are impossible while all readers of a shared parameter stay in one part: "
             f"{len(kept[True])} of {len(cuts[True])} cut points remain (shared: {listed}). Use "
-            f"parts={len(kept[True]) + 1} or fewer, or tied='untie' to give each part a copy of its own."
+            f"parts={len(kept[True]) + 1} or fewer."
         )
     return kept
 
@@ -68,6 +68,6 @@ def check_ties(
     ]
     if problems:
         raise CutError(
-            f"{problem_list('Shared parameters', problems)}\nMove the cut, or use tied='untie' to give each "
-            "part a copy of its own."
+            f"{problem_list('Shared parameters', problems)}\n"
+            "Move the cut: all readers of a parameter have to be in one part."
         )
