@@ -23,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--method", default="bp", help="bp only cuts, as pipeline() does; others build heads too")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -30,10 +31,10 @@ def main() -> None:
     x = torch.randn(2, 3, 224, 224)
 
     def ours() -> None:
-        to_local(torchvision.models.get_model(options.model), x, method="scpl", parts=4, balance="flops")
+        to_local(torchvision.models.get_model(options.model), x, method=options.method, parts=4, balance="flops")
 
     def unverified() -> None:
-        to_local(torchvision.models.get_model(options.model), x, method="scpl", parts=4, verify=False)
+        to_local(torchvision.models.get_model(options.model), x, method=options.method, parts=4, verify=False)
 
     def theirs() -> None:
         spec = dict.fromkeys(("layer2", "layer3", "layer4"), SplitPoint.BEGINNING)
