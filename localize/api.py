@@ -55,6 +55,9 @@ def to_local(
 ) -> LocalModel:
     """Puts a model into local-learning form. Its parameters are shared: training the result trains ``model``.
 
+    Hooks on the model's own layers run with the parts. Those on containers whose forward was captured ran once, at
+    capture: what they do to values is part of the graph, and other effects do not come again.
+
     Args:
         model: any ``nn.Module``; its forward, hooks and class are not touched.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for the model's forward,

@@ -162,7 +162,12 @@ class LocalModel(nn.Module):
         return predictor
 
     def exit_model(self, number: int) -> nn.Module:
-        """Exit ``number`` as a stand-alone module, sharing weights, without anything that only training needs."""
+        """Exit ``number`` as a stand-alone module, sharing weights, without anything that only training needs.
+
+        Raises:
+            ConfigError: no such part.
+            MethodError: the method's heads do not predict there.
+        """
         predictor = self._predictor(number)
         parts = self._pieces[:number]
         if predictor is not None and parts[-1].route.hidden is not None:
@@ -177,6 +182,9 @@ class LocalModel(nn.Module):
         The gradients are computed here, part by part with activations released as it goes, and each returned
         scalar hands its own to the parameters it trains when it is backpropagated (scaled, if it was).
         Under ``torch.no_grad()`` only values are computed. A part without a loss of its own has a constant 0.
+        Where several losses train one part (``joint``, n-wise with ``sum``), the part's whole gradient hangs on the
+        highest of them: add the losses up, do not weigh them. Loss scaling for float16 comes too late here; use
+        bfloat16, or ``Trainer(precision="fp16")``.
         """
         return self.__dict__["_toolkit"].losses(self, Call.of(inputs), target)  # type: ignore[no-any-return]
 
@@ -217,7 +225,14 @@ class LocalModel(nn.Module):
     def append_part(self, module: nn.Module, freeze_below: bool = True) -> None:
         """Puts a new part with a new head on top (dynamic layer accumulation, AL section 2.2.2).
 
-        ``module`` takes the top part's hidden state. ``freeze_below`` stops training the parts and heads below.
+        ``module`` takes the top part's hidden state. ``freeze_below`` stops training the parts and heads below;
+        statistics of batch normalisation there still move in train mode, as for any frozen layer.
+        ``to_standard()`` stays the model that was converted, without the new part.
+
+        Raises:
+            CutError: the top part has no hidden state below a classifier of its own.
+            ConfigError: ``module`` does not take that hidden state, or does not give what the task needs.
+            MethodError: the method has no head for it.
         """
         self.__dict__["_toolkit"].append_part(self, module, freeze_below)
 
@@ -229,7 +244,11 @@ class LocalModel(nn.Module):
         return model
 
     def save(self, folder: str | Path) -> None:
-        """Writes the artefact folder: ``plan.json``, ``weights.safetensors``, ``part_K.py``."""
+        """Writes the artefact folder: ``plan.json``, ``weights.safetensors``, ``part_K.py``.
+
+        Raises:
+            CheckpointError: the folder is something else's, or the example inputs cannot be described.
+        """
         self.__dict__["_toolkit"].save(self, Path(folder))
 
     def train(self, mode: bool = True) -> LocalModel:

@@ -113,7 +113,8 @@ class AL(Method):
 
     Equation 3 and algorithm 2, with the gradient of the released code. g, b: Linear–Tanh; h: Linear–Tanh, h_1
     Linear alone. Inference (algorithm 3) takes any shortcut ℓ: s_ℓ → b_ℓ → h_ℓ → … → h_1 → logits; all parts
-    are exits. For regression t_0 is the target itself, and MSE its distance.
+    are exits. For regression t_0 is the target itself, and MSE its distance. A loss of the user's own trains the
+    kept classifier; the path has the losses above.
 
     Args:
         hidden: size of the codes t_k; overcomplete when larger than the number of classes (section 6.9).
