@@ -159,12 +159,12 @@ def forward(stage: Stage, arrived: Upward) -> Work:
     }
     keeps = stage.method.splits_classifier and stage.part.route.hidden is not None
     result, outputs = advance(stage.part, inputs, hidden_only=keeps)
-    hidden: Tensor | None = None
     if stage.head is None:
         return Work(inputs, outputs, None, None, None, arrived.target)
     hidden = stage.task.logits(result) if stage.is_last and not keeps else result
     assert isinstance(hidden, Tensor)
-    leaf = hidden.detach().requires_grad_(learning and hidden.requires_grad)
+    wanted = hidden.requires_grad and any(flow.own for flow in stage.flows)
+    leaf = hidden.detach().requires_grad_(learning and wanted)
     made = stage.head(leaf, arrived.target)
     target = arrived.target if made.target is None else made.target
     return Work(inputs, outputs, hidden, leaf, made, target)
@@ -206,24 +206,18 @@ def learn_head(stage: Stage, work: Work) -> Tensor | None:
 
 def pull(stage: Stage, work: Work, grads: Stream, own: Tensor | None, flow: Flow) -> Stream:
     """One backward pass through the part: trains it if the flow says so; returns gradients for the part below."""
-    roots: list[tuple[Tensor, Tensor]] = []
-    passed: Stream = {}
-    taken = {id(work.inputs[name]) for name in stage.part.route.takes if name in work.inputs}
-    for name, grad in grads.items():
-        value = work.outputs[name]
-        if id(value) in taken or id(value) not in {id(v) for v in work.inputs.values()}:
-            roots.append((value, grad))
-        else:
-            passed[name] = grad  # only travels through
+    taken = {name: work.inputs[name] for name in stage.part.route.takes}
+    # What only travels through has no graph here. What is read here and travels on too is a root as well as a
+    # leaf: the gradient from above is then summed first, in the order of an uncut backward pass.
+    passed = {name: grad for name, grad in grads.items() if name in work.inputs and name not in taken}
+    roots = [(work.outputs[name], grad) for name, grad in grads.items() if name not in passed]
     if own is not None and work.hidden is not None:
         roots.append((work.hidden, own))
     roots = [(value, grad) for value, grad in roots if value.requires_grad]
     if not roots:
         return passed
     values, cotangents = [value for value, _ in roots], [grad for _, grad in roots]
-    leaves = {n: v for n, v in work.inputs.items() if id(v) in taken and v.requires_grad}
-    if flow.down is None:
-        leaves = {}
+    leaves = {name: leaf for name, leaf in taken.items() if leaf.requires_grad and flow.down is not None}
     trained = stage.parameters("part") if flow.trains else []
     wanted = [*leaves.values(), *trained]
     if wanted:
