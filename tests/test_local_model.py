@@ -241,3 +241,16 @@ def test_a_mapping_is_keyword_arguments_everywhere():
     local = to_local(Net(), inputs, method="early_exit", parts=2)
     assert local.predict(inputs).shape == (4, 3)
     local.train_step(inputs, torch.tensor([0, 1, 2, 0]), local.optimizers(sgd))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_model_and_its_exits_go_through_torch_save(case, parts, tmp_path):
+    """Generated code could not be pickled."""
+    local = to_local(build(case), case.inputs(), method="al" if parts > 1 else "early_exit", parts=parts)
+    x = case.inputs()
+    for module in (local, local.exit_model(parts)):
+        torch.save(module, tmp_path / "module.pt")
+        again = torch.load(tmp_path / "module.pt", weights_only=False).eval()
+        with torch.no_grad():
+            assert torch.equal(again(x), module.eval()(x))

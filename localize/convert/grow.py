@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -53,11 +54,7 @@ def append_part(local: LocalModel, module: nn.Module, freeze_below: bool) -> Non
 
 def _part_of(module: nn.Module, number: int, takes: str) -> Part:
     name = f"{_HIDDEN}_{number}"
-
-    def run(part: Part, hidden: Tensor) -> Any:
-        return part._modules[name](hidden)  # type: ignore[misc]
-
-    program = Program(run, f"# the appended module\n{module}", (name,))
+    program = Program(_CallMember(name), f"# the appended module\n{module}", (name,))
     route = Route((takes,), (), (), None, program, hidden_name=name)
     return Part(number, {True: route, False: route}, {name: module})
 
@@ -69,14 +66,30 @@ def _opened(top: Part) -> Part:
         name = route.hidden_name
         program = route.hidden or route.whole  # an appended part is nothing but its module
         # The program returns the bare value; a part that gives values returns a tuple of them.
-        whole = replace(program, run=_in_tuple(program.run))
+        whole = replace(program, run=_InTuple(program.run))
         routes[mode] = replace(route, gives=(name,), primary=name, whole=whole, hidden=None)
     opened = Part(0, routes, {})
     return opened
 
 
-def _in_tuple(run: Any) -> Any:
-    return lambda part, *values: (run(part, *values),)
+@dataclass(frozen=True)
+class _CallMember:
+    """Calls the part's one module."""
+
+    name: str
+
+    def __call__(self, part: Part, hidden: Tensor) -> Any:
+        return part.get_submodule(self.name)(hidden)
+
+
+@dataclass(frozen=True)
+class _InTuple:
+    """The result of another program, as a tuple of one."""
+
+    run: Callable[..., Any]
+
+    def __call__(self, part: Part, *values: Any) -> Any:
+        return (self.run(part, *values),)
 
 
 def _output_spec(module: nn.Module, spec: TensorSpec, local: LocalModel) -> TensorSpec:

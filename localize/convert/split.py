@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import linecache
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from localize.convert.code import Code
 from localize.convert.traced import TracedModel
 from localize.errors import CutError
 from localize.part import Part, Program, Route, set_own_mode
 from localize.spec import CutPoint
-
-_serial = count()
 
 
 @dataclass(frozen=True)
@@ -151,10 +148,8 @@ class Slicer:
             copy.of(node)
         copy.graph.output(tuple(fx.node.map_arg(leaf, copy.of) for leaf in results))
         members = {str(n.target) for n in copy.graph.nodes if n.op in ("call_module", "get_attr")}
-        run, source = compile_graph(copy.graph, f"part {number}")
-        if then is not None:
-            run = _followed(run, then)
-        return Program(run, source, tuple(sorted(members))), tuple(takes)
+        code = Code.of(copy.graph, f"part {number}", then)
+        return Program(code, code.source, tuple(sorted(members))), tuple(takes)
 
     def _needs(self, body: Sequence[fx.Node], results: Sequence[Any]) -> tuple[str, ...]:
         """The tensors from below, in graph order. Ints and flags are not taken but computed again."""
@@ -204,25 +199,3 @@ def is_recomputable(node: fx.Node) -> bool:
 
 def _is_work(node: fx.Node) -> bool:
     return node.op != "get_attr" and not is_recomputable(node)
-
-
-def _followed(run: Callable[..., Any], then: Callable[[Sequence[Any]], Any]) -> Callable[..., Any]:
-    return lambda part, *values: then(run(part, *values))
-
-
-def compile_graph(graph: fx.Graph, title: str) -> tuple[Callable[..., Any], str]:
-    """A graph as a Python function of (the module that holds its members, *inputs), and its source."""
-    code = graph.python_code("self")
-    source = _OWN_NAME.sub(r'self.__getattr__("\1")', code.src).strip() + "\n"
-    filename = f"<localize {title} #{next(_serial)}>"
-    # Registered so that a traceback through a part shows the line.
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace = dict(code.globals)
-    exec(compile(source, filename, "exec"), namespace)
-    return namespace["forward"], source
-
-
-# A module of the user's may be called `route`, say, which a Part has an attribute for: it is looked up apart.
-_OWN_NAME = re.compile(
-    rf"\bself\.({'|'.join(sorted({*vars(Part), '_number', '_routes', '_constants'} - set(vars(nn.Module))))})\b"
-)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,12 +20,7 @@ from localize.task import Task, infer_task
 
 def whole_part(model: nn.Module, signature: CallSignature) -> Part:
     """The model as the only part: its forward runs as it is."""
-
-    def run(part: Part, *leaves: Tensor) -> Any:
-        args, kwargs = signature.unbind(leaves)
-        return part.__dict__["_whole"](*args, **kwargs)
-
-    program = Program(run, f"# the whole model, called as it is\n{model}")
+    program = Program(_CallModel(signature), f"# the whole model, called as it is\n{model}")
     route = Route(signature.names, (), (), None, program)
     members: dict[str, nn.Module | Tensor] = dict(model.named_children())
     members |= dict(model.named_parameters(recurse=False)) | dict(model.named_buffers(recurse=False))
@@ -32,6 +28,17 @@ def whole_part(model: nn.Module, signature: CallSignature) -> Part:
     part.__dict__["_whole"] = model
     set_own_mode(part, model.training)
     return part
+
+
+@dataclass(frozen=True)
+class _CallModel:
+    """Calls the model that the part is."""
+
+    signature: CallSignature
+
+    def __call__(self, part: Part, *leaves: Tensor) -> Any:
+        args, kwargs = self.signature.unbind(leaves)
+        return part.__dict__["_whole"](*args, **kwargs)
 
 
 def dry_output(model: nn.Module, call: Call) -> tuple[Any, float]:
