@@ -10,35 +10,29 @@ Nothing in it is unpickled or executed: loading takes the model's code from wher
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from localize.errors import CheckpointError, TaskError
+from localize.errors import CheckpointError
 from localize.model import LocalModel
 from localize.own_methods import describe_method, known_method
 from localize.part import Part
-from localize.signature import Call
+from localize.planfile import FORMAT, PLAN, describe_inputs, example_from, read_plan
 from localize.source import load_source
-from localize.task import Task
-from localize.weights import fingerprint, put_weights, weights_of
+from localize.weights import fingerprint, freeze, frozen, named_tensors, put_weights, weights_of
 
 _log = logging.getLogger(__name__)
-FORMAT = 1
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 
 
 # -------------------------------------------------------------------- writing
@@ -96,124 +90,14 @@ def _plan_file(local: LocalModel, folder: Path) -> dict[str, Any]:
         "task": {"kind": task.kind, "num_classes": task.num_classes, "custom_loss": task.loss_fn is not None},
         "cuts": list(local.plan.cuts),
         "appended": len(local.appended),
-        "frozen": [name for name, p in local.to_standard().named_parameters() if not p.requires_grad],
+        "frozen": [name for name, tensor in named_tensors(local).items() if frozen(tensor)],
         "inputs": describe_inputs(local),
         "plan": local.plan.to_dict(),
         "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
     }
 
 
-# -------------------------------------------------------------------- the example, as data
-
-
-def describe_inputs(local: LocalModel) -> dict[str, Any]:
-    """Shapes and types of the example inputs and how they are passed: enough to capture the model again."""
-    signature = local.signature
-    return {
-        "structure": pytree.treespec_dumps(signature.spec),
-        "constants": {str(i): value for i, value in signature.constants.items()},
-        "tensors": [
-            {"name": name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch."), "values": values}
-            for name, spec, values in zip(signature.names, local.plan.inputs, local.plan.indices, strict=True)
-        ],
-    }
-
-
-def example_from(description: dict[str, Any], model: nn.Module) -> Call:
-    """A call with inputs of the described shapes: what ``describe_inputs`` came from, without the values."""
-    try:
-        return _example_call(description, inspect.signature(model.forward))
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise CheckpointError(
-            f"{PLAN} describes its example inputs in a way that cannot be read ({error!r}); convert the model again."
-        ) from error
-
-
-def _example_call(description: dict[str, Any], forward: inspect.Signature) -> Call:
-    leaves: list[Any] = []
-    tensors = iter(description["tensors"])
-    spec = pytree.treespec_loads(description["structure"])
-    for position in range(spec.num_leaves):
-        if str(position) in description["constants"]:
-            leaves.append(description["constants"][str(position)])
-            continue
-        entry = next(tensors)
-        dtype = getattr(torch, entry["dtype"])
-        if entry["values"] is not None:
-            leaves.append(torch.tensor(entry["values"], dtype=dtype).reshape(entry["shape"]))
-        else:
-            generator = torch.Generator().manual_seed(0)
-            leaves.append(torch.rand(entry["shape"], generator=generator).to(dtype))
-    return Call.with_arguments(forward, pytree.tree_unflatten(leaves, spec))
-
-
 # -------------------------------------------------------------------- reading
-
-
-@dataclass(frozen=True)
-class PlanFile:
-    """What ``plan.json`` says, checked."""
-
-    source: str | None
-    model: dict[str, Any]
-    fingerprint: str
-    method: str
-    method_file: str | None
-    options: dict[str, Any]
-    task: Task
-    cuts: tuple[str, ...]
-    edited: bool  # the cuts were changed by hand
-    custom_loss: bool
-    appended: int
-    frozen: frozenset[str]
-    inputs: dict[str, Any]
-    balance: str
-    weights_sha256: str
-
-
-def read_plan(folder: Path) -> PlanFile:
-    """Reads and checks ``plan.json``.
-
-    Raises:
-        CheckpointError: it is missing, no JSON, lacks an entry or is of a newer version.
-    """
-    path = folder / PLAN
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no artefact: it has no {PLAN}. `localize convert` makes one.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
-    version = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path} names no format version; it was not written by localize.")
-    if version > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}, this version reads up to {FORMAT}; upgrade localize-torch."
-        )
-    try:
-        task = Task(content["task"]["kind"], content["task"]["num_classes"])
-        return PlanFile(
-            source=content["source"],
-            model=dict(content["model"]),
-            fingerprint=content["model"]["sha256"],
-            method=content["method"]["name"],
-            method_file=content["method"].get("file"),
-            options=dict(content["method"]["options"]),
-            task=task,
-            cuts=tuple(content["cuts"]),
-            edited=list(content["cuts"]) != content["plan"]["cuts"],
-            custom_loss=content["task"]["custom_loss"],
-            appended=content["appended"],
-            frozen=frozenset(content["frozen"]),
-            inputs=dict(content["inputs"]),
-            balance=content["plan"]["balance"],
-            weights_sha256=content["weights_sha256"],
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{path} lacks the entry {error}; convert the model again.") from error
-    except (TypeError, ValueError, AttributeError, TaskError) as error:
-        raise CheckpointError(f"{path} has an entry of the wrong kind ({error}); convert the model again.") from error
 
 
 def read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
@@ -278,8 +162,7 @@ def load(
     )
     for module in appended:
         local.append_part(module, freeze_below=False)
-    for name, parameter in local.to_standard().named_parameters():
-        parameter.requires_grad_(name not in plan.frozen)
+    freeze(local, plan.frozen, str(folder))
     local.source = plan.source
     if plan.edited:
         _log.warning("%s: the cuts were edited, so the heads start anew; the model keeps its weights", folder)

@@ -148,8 +148,8 @@ class LocalModel(nn.Module):
 
     def _predictor(self, number: int) -> nn.Module | None:
         parts = len(self.parts)
-        if not 1 <= number <= parts:
-            raise ConfigError(f"There is no exit {number}: this model has {parts} parts, counted from 1.")
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= parts:
+            raise ConfigError(f"There is no exit {number!r}: this model has {parts} parts, counted from 1.")
         if number == parts and self.method.predicts != "path":
             return None
         predictor = self.method.predictor(self.heads[:number])

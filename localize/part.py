@@ -121,14 +121,14 @@ class Part(nn.Module):
         """Follows ``model`` after its tensors went through ``fn`` (a move, a cast): same tensors, same names."""
         for name, held in list(self.named_parameters()) + list(self.named_buffers()):
             owner, _, leaf = name.rpartition(".")
-            holder: Any = self.get_submodule(owner)
+            holder: Any = _member(self, owner) if owner else self
             if name in self.__dict__["_constants"]:
                 current = fn(held)
             elif isinstance(holder, _Namespace | Part):
                 current = getattr(model.get_submodule(owner), leaf)
             else:
                 continue  # the user's own module, already converted
-            setattr(holder, leaf, current)
+            (holder._parameters if leaf in holder._parameters else holder._buffers)[leaf] = current
 
     def extra_repr(self) -> str:
         route = self.route
@@ -152,7 +152,7 @@ def _attach(part: Part, path: str, member: nn.Module | Tensor) -> None:
     for name in owners:
         if name not in holder._modules:
             holder._modules[name] = _Namespace()
-        holder = holder.get_submodule(name)
+        holder = _member(holder, name)
     if isinstance(member, nn.Module):
         holder._modules[leaf] = member
     elif isinstance(member, nn.Parameter):
@@ -162,9 +162,10 @@ def _attach(part: Part, path: str, member: nn.Module | Tensor) -> None:
 
 
 def _member(root: nn.Module, path: str) -> Any:
+    """What ``root`` holds at ``path``; its modules first, for one may be called like an attribute of a Part."""
     value: Any = root
     for name in path.split("."):
-        value = getattr(value, name)
+        value = value.__getattr__(name) if isinstance(value, nn.Module) else getattr(value, name)
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,21 +13,46 @@ from localize.errors import CheckpointError, problem_list
 from localize.model import LocalModel
 
 
-def weights_of(local: LocalModel) -> dict[str, Tensor]:
-    """All tensors of a model by original name, those of heads as ``heads.K.…``. A tied tensor has one name."""
+def named_tensors(local: LocalModel) -> dict[str, Tensor]:
+    """Parameters and buffers by original name, those of heads as ``heads.K.…``. A tied tensor has one name."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in local.to_standard().state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
-            tensors[name] = tensor.detach()
+            tensors[name] = tensor
     for number, module in enumerate(local.appended, 1):
-        for name, tensor in module.state_dict().items():
-            tensors[f"appended.{number}.{name}"] = tensor.detach()
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            tensors[f"appended.{number}.{name}"] = tensor
     for number, head in enumerate(local.heads, 1):
-        for name, tensor in head.state_dict().items() if head is not None else ():
-            tensors[f"heads.{number}.{name}"] = tensor.detach()
+        for name, tensor in head.state_dict(keep_vars=True).items() if head is not None else ():
+            tensors[f"heads.{number}.{name}"] = tensor
     return tensors
+
+
+def weights_of(local: LocalModel) -> dict[str, Tensor]:
+    """The values of ``named_tensors``."""
+    return {name: tensor.detach() for name, tensor in named_tensors(local).items()}
+
+
+def frozen(tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter that is not trained."""
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def freeze(local: LocalModel, names: Collection[str], where: str) -> None:
+    """Freezes the parameters of these names, of heads and appended parts too, and no others.
+
+    Raises:
+        CheckpointError: the model has no such parameters.
+    """
+    tensors = named_tensors(local)
+    unknown = [name for name in names if name not in tensors]
+    if unknown:
+        raise CheckpointError(f"{where} freezes {unknown[:3]}, which the model does not have; convert it again.")
+    for name, tensor in tensors.items():
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(name not in names)
 
 
 def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> None:

@@ -24,6 +24,7 @@ LAYERS = (
     {"heads.base", "libraries", "part"},
     {"heads.layers", "heads.registry", "model", "source"},
     {"heads", "weights", "own_methods"},  # heads: one file a method
+    {"planfile"},
     {"artifact"},
     {"convert", "runtime"},  # never each other
     {"api", "data"},

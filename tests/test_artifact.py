@@ -183,3 +183,49 @@ def test_frozen_stays_frozen_and_free_stays_free(tmp_path):
     again = localize.load(tmp_path / "a", build(BY_NAME["cnn"]))
     frozen = [name for name, p in again.to_standard().named_parameters() if not p.requires_grad]
     assert frozen == ["0.weight", "0.bias"]
+
+
+def test_frozen_heads_and_appended_parts_stay_frozen(tmp_path):
+    local = trained("cnn", METHODS[2], cuts=["2", "5"])
+    for _ in range(2):
+        local.append_part(nn.Sequential(nn.Linear(48, 48), nn.ReLU()))
+    local.save(tmp_path / "a")
+    modules = [nn.Sequential(nn.Linear(48, 48), nn.ReLU()) for _ in range(2)]
+    again = localize.load(tmp_path / "a", build(BY_NAME["cnn"]), appended=modules)
+    flags = [p.requires_grad for p in local.parameters()]
+    assert flags == [p.requires_grad for p in again.parameters()] and not all(flags) and any(flags)
+
+
+WRONG = {
+    "source is a number": ("source", 7, "'source' is 7"),
+    "model is a number": ("model", 3, "'model' is 3"),
+    "cuts is a number": ("cuts", 5, "'cuts' is 5"),
+    "cuts of numbers": ("cuts", [1], "a list of names"),
+    "method is a string": ("method", "x", "'method.name'"),
+    "method name is a number": ("method", {"name": 7, "options": {}}, "'method.name' is 7"),
+    "inputs are empty": ("inputs", {}, "example inputs"),
+    "frozen is a string": ("frozen", "x", "'frozen' is 'x'"),
+    "frozen is unknown": ("frozen", ["zz"], "does not have"),
+    "an unknown task": ("task", {"kind": "x", "num_classes": None, "custom_loss": False}, "Unknown task 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_plan_of_the_wrong_kind_is_told(tmp_path, case):
+    key, value, message = WRONG[case]
+    trained("mlp", METHODS[0]).save(tmp_path / "a")
+    path = tmp_path / "a" / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        localize.load(tmp_path / "a", build(BY_NAME["mlp"]))
+
+
+@pytest.mark.parametrize("change", [{"shape": [-1, 6]}, {"values": [1]}, {"dtype": "float99"}])
+def test_example_inputs_of_the_wrong_kind_are_told(tmp_path, change):
+    trained("mlp", METHODS[0]).save(tmp_path / "a")
+    path = tmp_path / "a" / "plan.json"
+    content = json.loads(path.read_text())
+    content["inputs"]["tensors"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="example inputs"):
+        localize.load(tmp_path / "a", build(BY_NAME["mlp"]))

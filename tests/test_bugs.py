@@ -220,6 +220,9 @@ def test_no_name_of_a_submodule_is_taken(parts, method):
     names = sorted(n.split(".", 1)[1] for n, _ in local.parts.named_parameters())
     assert names == sorted(n for n, _ in model.named_parameters())
     local.train_step(X, Y, local.optimizers(sgd))
+    local.double()
+    assert {id(p) for p in local.parts.parameters()} == {id(p) for p in model.parameters()}
+    local.train_step(X.double(), Y, local.optimizers(sgd))
 
 
 def test_a_loss_of_one_s_own_rescues_an_unusual_output():

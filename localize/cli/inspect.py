@@ -10,7 +10,6 @@ from typing import Any
 import typer
 
 from localize import LocalModel
-from localize.artifact import describe_inputs, example_from
 from localize.cli import flags
 from localize.cli.building import Recipe, order, the_model
 from localize.cli.loading import is_artefact, open_artefact
@@ -18,6 +17,7 @@ from localize.cli.output import Output
 from localize.convert.arguments import check_arguments, example_of, task_of
 from localize.convert.plan import Planner
 from localize.convert.record import trace
+from localize.planfile import describe_inputs, example_from
 from localize.spec import Plan
 
 

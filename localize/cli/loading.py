@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from localize import LocalModel, load
-from localize.artifact import PLAN
 from localize.data import Data
 from localize.errors import ConfigError, MethodError
+from localize.planfile import PLAN
 from localize.source import Source, read_source
 
 _EXAMPLE_BATCH = 2
