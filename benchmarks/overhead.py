@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--size", type=int, default=16, help="of the images")
+    parser.add_argument("--drop-grads", action="store_true", help="train_step(keep_grads=False)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -73,7 +74,7 @@ def main() -> None:
         for which in order:
             start = time.perf_counter()
             if which == 0:
-                ours = local.train_step(x, y, mine).losses
+                ours = local.train_step(x, y, mine, keep_grads=not options.drop_grads).losses
             else:
                 reference = by_hand(parts, heads, theirs, x, y)
             seconds[which] = time.perf_counter() - start

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from localize.convert.flops import FlopCounter
-from localize.convert.traced import TracedModel, tensors_in
+from localize.convert.traced import TracedModel
+from localize.signature import tensors_of
 
 # Their output has the shape and type of their input. Most are slow on fake tensors, so that the run that only
 # asks for shapes passes them over.
@@ -50,7 +51,7 @@ class ShapeRun(Run):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op != "output":
-            self.shapes[n.name] = [(tuple(map(int, t.shape)), t.dtype) for t in tensors_in(value)]
+            self.shapes[n.name] = [(tuple(map(int, t.shape)), t.dtype) for t in tensors_of(value)]
             if isinstance(value, Tensor):
                 self.plain.add(n.name)
         return value

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from localize.convert.naming import parameter_names
@@ -105,8 +104,3 @@ class Profile:
             if node.time_ms is not None:
                 times, measured = times + node.time_ms, True
         return Cost(flops, sum(params.values()), sum(saved.values()), times if measured else None)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors inside nested tuples, lists and dicts."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
