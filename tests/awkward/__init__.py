@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.awkward import inplace, sizes, values
+from tests.awkward import caches, calls, inplace, recurrent, regions, sizes, state, values
 from tests.awkward.base import TABLE, Awkward
 
-__all__ = ["TABLE", "Awkward", "inplace", "sizes", "values"]
+__all__ = ["TABLE", "Awkward", "caches", "calls", "inplace", "recurrent", "regions", "sizes", "state", "values"]

@@ -30,7 +30,8 @@ class Awkward:
 
     ``refused``: the pattern of the error that must be raised at conversion. ``guarded``: the pattern of the error that
     may be raised when it runs on other inputs than the example. ``loss``: of the whole output, where that is not
-    logits (N, C). ``random``: its train mode draws random numbers.
+    logits (N, C). ``random``: its train mode draws random numbers. ``scratch``: attributes of the root that only its own
+    forward uses, and which therefore need not be set by the converted model.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Awkward:
     guarded: str | None = None
     loss: Callable[[Any, Any], Tensor] | None = None
     random: bool = False
+    scratch: tuple[str, ...] = ()
+    module: str = ""  # the file it is in
 
     def model(self) -> nn.Module:
         """The model with the same weights at every call."""
@@ -97,17 +100,17 @@ class Around(nn.Module):
         return x.mean(1) if x.dim() == 3 else x
 
 
-def _enter(name: str, make: Callable[[], nn.Module], inputs: Inputs, options: dict[str, Any]) -> None:
-    name = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+def _enter(kind: type[nn.Module], make: Callable[[], nn.Module], inputs: Inputs, options: dict[str, Any]) -> None:
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
     assert name not in TABLE, name
-    TABLE[name] = Awkward(name, make, inputs, **options)
+    TABLE[name] = Awkward(name, make, inputs, module=kind.__module__, **options)
 
 
 def block(inputs: Inputs = vectors, **options: Any) -> Callable[[Kind], Kind]:
     """Enters a class of blocks (..., D) -> (..., D), between ordinary layers."""
 
     def enter(kind: Kind) -> Kind:
-        _enter(kind.__name__, lambda: Around(kind), inputs, options)
+        _enter(kind, lambda: Around(kind), inputs, options)
         return kind
 
     return enter
@@ -117,7 +120,7 @@ def root(inputs: Inputs = vectors, **options: Any) -> Callable[[Kind], Kind]:
     """Enters a class of models."""
 
     def enter(kind: Kind) -> Kind:
-        _enter(kind.__name__, kind, inputs, options)
+        _enter(kind, kind, inputs, options)
         return kind
 
     return enter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,10 @@ def examine(entry: Awkward, verify: bool) -> Outcome:
         return Outcome("wrong", f"conversion: {type(error).__name__}: {error}")
     guards: list[str] = []
     try:
-        _compare_state("conversion", twin, model)
+        _compare_state("conversion", twin, model, ())
         for title, training, batch, seed, sign in _STEPS:
             call = Call.of(_signed(entry.inputs(batch, seed), sign))
-            guard = _step(title, twin, local, call, training)
+            guard = _step(title, twin, local, call, training, entry.scratch)
             guards += [guard] if guard else []
         if not entry.random:
             guard = _training_step(entry, twin, local)
@@ -81,7 +82,9 @@ def _signed(inputs: Any, sign: int) -> Any:
     return inputs
 
 
-def _step(title: str, twin: nn.Module, local: LocalModel, call: Call, training: bool) -> str | None:
+def _step(
+    title: str, twin: nn.Module, local: LocalModel, call: Call, training: bool, scratch: Sequence[str]
+) -> str | None:
     """One call of both. Returns the text of the guard that stopped the converted model, which ends the step."""
     expected = _run(twin, call, training)
     try:
@@ -93,7 +96,7 @@ def _step(title: str, twin: nn.Module, local: LocalModel, call: Call, training: 
         raise Wrong(f"{title}: raises {type(error).__name__}: {error}") from error
     _compare(f"{title}: output", expected[0], found[0])
     _compare_gradients(title, twin, local.to_standard())
-    _compare_state(title, twin, local.to_standard())
+    _compare_state(title, twin, local.to_standard(), scratch)
     _compare(f"{title}: inputs afterwards", expected[1], found[1])
     return None
 
@@ -142,7 +145,7 @@ def _training_step(entry: Awkward, twin: nn.Module, local: LocalModel) -> str | 
         raise Wrong(f"{title}: raises {type(error).__name__}: {error}") from error
     _compare(f"{title}: value", expected.detach(), found.detach())
     _compare_gradients(title, twin, model)
-    _compare_state(title, twin, model)
+    _compare_state(title, twin, model, entry.scratch)
     return None
 
 
@@ -204,15 +207,17 @@ def _compare_gradients(title: str, twin: nn.Module, model: nn.Module) -> None:
 _UNTOLD = re.compile("^_(?!buffers$|parameters$)")  # nn.Module's own tables, and what users call private
 
 
-def _compare_state(title: str, twin: nn.Module, model: nn.Module) -> None:
-    """Parameters, buffers and plain attributes of all modules."""
+def _compare_state(title: str, twin: nn.Module, model: nn.Module, scratch: Sequence[str]) -> None:
+    """Parameters, buffers and plain attributes of all modules, but for ``scratch`` of the root."""
     theirs, mine = dict(twin.named_modules()), dict(model.named_modules())
     if list(theirs) != list(mine):
         raise Wrong(f"{title}: the modules are {list(mine)} instead of {list(theirs)}")
     for path, module in theirs.items():
         where = f"{title}: state of {path or 'the root'}"
-        _compare(where, _state_of(module), _state_of(mine[path]))
+        left_out = scratch if path == "" else ()
+        _compare(where, _state_of(module, left_out), _state_of(mine[path], left_out))
 
 
-def _state_of(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in sorted(vars(module).items()) if not _UNTOLD.match(name)}
+def _state_of(module: nn.Module, scratch: Sequence[str]) -> dict[str, Any]:
+    names = (name for name in sorted(vars(module)) if not _UNTOLD.match(name) and name not in scratch)
+    return {name: vars(module)[name] for name in names}
