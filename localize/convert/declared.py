@@ -14,6 +14,8 @@ from localize.convert.first_layer import BATCH
 _LENGTH = 16  # tokens
 _SECOND = 16000  # samples of sound
 _GENERATOR_SEED = 0
+_COMPANIONS: tuple[tuple[str, ...], ...] = ((), ("decoder_input_ids",), ("pixel_values",), ("input_ids",))
+"""What a model of transformers may need beside its main input, the fewest first."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,12 @@ def _transformers(model: nn.Module) -> Iterator[Declared]:
         return
     names = getattr(model, "main_input_name", None) or "input_ids"
     main = [names] if isinstance(names, str) else list(names)
-    for values in _by_name(main[0], _parts_of(config)):
-        for extra in ((), ("decoder_input_ids",), ("input_ids",), ("pixel_values",)):
-            others = {name: found for name in extra if name not in main for found in _by_name(name, _parts_of(config))}
-            if len(others) == len(extra):
-                yield Declared({main[0]: values} | others, f"the configuration ({config.model_type})")
+    configs = _parts_of(config)
+    for values in _by_name(main[0], configs):
+        for extra in _COMPANIONS:
+            found = {name: next(_by_name(name, configs), None) for name in extra if name != main[0]}
+            if len(found) == len(extra) and all(value is not None for value in found.values()):
+                yield Declared({main[0]: values} | found, f"the configuration ({config.model_type})")
     dummy = getattr(model, "dummy_inputs", None)
     if isinstance(dummy, Mapping):
         yield Declared(dict(dummy), "dummy_inputs")
