@@ -40,6 +40,7 @@ def _decoder(architecture: str, tag: str = "", call: Inputs = tokens, **options:
 
 DECODERS = [
     _decoder("GPT2LMHeadModel", **_GPT2),
+    _decoder("GPT2LMHeadModel", "untied", tie_word_embeddings=False, **_GPT2),
     _decoder("GPT2ForSequenceClassification", **_GPT2),
     _decoder("GPT2Model", "eager", without_cache(tokens), attn_implementation="eager", **_GPT2),
     _decoder("OpenAIGPTLMHeadModel", **_OPENAI),
@@ -145,6 +146,7 @@ ENCODER_DECODERS = [
     _both("LongT5ForConditionalGeneration", local_radius=4, **_T5),
     _both("SwitchTransformersForConditionalGeneration", num_experts=4, expert_capacity=8, **_T5),
     _both("BartForConditionalGeneration", **_BART),
+    _both("BartForConditionalGeneration", "untied", tie_word_embeddings=False, **_BART),
     _both("BartForSequenceClassification", call=_end_of_sentence, **_BART),
     _both("BartForCausalLM", "decoder", tokens, **_BART),
     _both("MBartForConditionalGeneration", **_BART),

@@ -44,6 +44,7 @@ def _without_none(variant: Variant) -> Variant:
 VARIANTS = [
     _encoder("BertForSequenceClassification"),
     _encoder("BertForMaskedLM"),
+    _encoder("BertForMaskedLM", "untied", tie_word_embeddings=False),
     _encoder("BertModel", "eager", attn_implementation="eager"),
     _encoder("BertLMHeadModel", "decoder", is_decoder=True),
     _encoder("RobertaForSequenceClassification"),
