@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from tests.awkward import caches, calls, inplace, recurrent, regions, sizes, state, values
+from tests.awkward import (  # noqa: F401
+    attention,
+    caches,
+    calls,
+    channels,
+    experts,
+    functional,
+    hooks,
+    inplace,
+    modes,
+    numbers,
+    recurrent,
+    regions,
+    sharing,
+    sizes,
+    state,
+    structure,
+    values,
+)
 from tests.awkward.base import TABLE, Awkward
 
-__all__ = ["TABLE", "Awkward", "caches", "calls", "inplace", "recurrent", "regions", "sizes", "state", "values"]
+__all__ = ["TABLE", "Awkward"]

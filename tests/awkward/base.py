@@ -28,10 +28,10 @@ Kind = TypeVar("Kind", bound=type[nn.Module])
 class Awkward:
     """A model with its inputs at any batch size and of any values.
 
-    ``refused``: the pattern of the error that must be raised at conversion. ``guarded``: the pattern of the error that
-    may be raised when it runs on other inputs than the example. ``loss``: of the whole output, where that is not
-    logits (N, C). ``random``: its train mode draws random numbers. ``scratch``: attributes of the root that only its own
-    forward uses, and which therefore need not be set by the converted model.
+    ``refused``: the pattern of the error that must be raised at conversion; with ``guarded``, at the latest when it
+    runs. ``guarded``: the pattern of the error that may be raised when it runs on other inputs than the example.
+    ``loss``: of the whole output, where that is not logits (N, C). ``random``: its train mode draws random numbers.
+    ``scratch``: attributes of the root that nobody reads but its own forward, so that the parts need not set them.
     """
 
     name: str

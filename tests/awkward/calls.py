@@ -220,7 +220,7 @@ class Measured(nn.Module):
         return y, float(y.abs().mean()), bool(y.sum() > 0)
 
 
-@root(refused="value|float|bool", guarded="value|float|bool")
+@root(refused="returned .* at capture", guarded="returned .* at capture")
 class FloatFromBlock(Layers):
     """A block returns a Python float and a bool that follow from values; the root computes with them."""
 
@@ -243,7 +243,7 @@ class Counted(nn.Module):
         return y, x.shape[0], int((y > 0).sum().item())
 
 
-@root(refused="value|int", guarded="value|int|specialised")
+@root(refused="specialised", guarded="specialised")
 class IntFromBlock(Layers):
     """A block returns a size and a count that follows from values."""
 

@@ -1,0 +1,45 @@
+"""Every awkward model is converted right, or refused with a clear error. None may be silently wrong."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks.suites import awkward_models
+from tests.awkward import TABLE, Awkward
+from tests.awkward.check import Outcome, examine
+
+CASES = [pytest.param(entry, id=name) for name, entry in TABLE.items()]
+
+
+@pytest.mark.parametrize("verify", [False, True], ids=["unverified", "verified"])
+@pytest.mark.parametrize("entry", CASES)
+def test_right_or_refused(entry: Awkward, verify: bool) -> None:
+    outcome = examine(entry, verify)
+    problem = _problem(entry, outcome)
+    assert problem is None, f"{outcome.kind}, {problem}: {outcome.text}"
+
+
+def _problem(entry: Awkward, outcome: Outcome) -> str | None:
+    """What is not as the table says it must be."""
+    if outcome.kind == "refused":
+        if entry.refused is None:
+            return "but it should be right"
+        return None if re.search(entry.refused, outcome.text) else f"but not for {entry.refused!r}"
+    if outcome.kind == "guarded":
+        if entry.guarded is None:
+            return "but no guard should be needed"
+        unlike = [text for text in outcome.guards if not re.search(entry.guarded, text)]
+        return f"but not for {entry.guarded!r}: {unlike[0]}" if unlike else None
+    if outcome.kind == "right":
+        return "but the table says it is refused" if entry.refused is not None else None
+    return "silently or by accident"
+
+
+def test_the_table_is_what_the_benchmark_takes() -> None:
+    names = awkward_models.names()
+    assert len(names) >= 100
+    case = awkward_models.build(names[0])
+    assert case.target is not None
+    assert sum(p.numel() for p in case.model.parameters()) > 0
