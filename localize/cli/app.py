@@ -20,6 +20,7 @@ from localize.cli.evaluate import evaluate
 from localize.cli.flags import METHOD_FLAGS
 from localize.cli.inspect import inspect
 from localize.cli.methods import methods
+from localize.cli.schedule import schedule
 from localize.cli.train import train
 from localize.errors import ConfigError, LocalizeError
 from localize.source import import_file
@@ -40,6 +41,7 @@ app.command(context_settings=METHOD_FLAGS)(convert)
 app.command(context_settings=METHOD_FLAGS)(inspect)
 app.command(context_settings=METHOD_FLAGS)(train)
 app.command()(evaluate)
+app.command(context_settings=METHOD_FLAGS)(schedule)
 app.command()(methods)
 
 

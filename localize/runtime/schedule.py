@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All jobs, by part, each part's in its order."""
+    """All jobs, by part, each part's in its order; ``method`` is the method's name, for reading."""
 
     method: str
     order: Order
@@ -72,6 +72,13 @@ class Schedule:
     @property
     def parts(self) -> int:
         return len(self.jobs)
+
+    @property
+    def title(self) -> str:
+        """For reading: ``bp, 4 parts, 8 batches of 4 micro-batches, 1f1b``."""
+        title = f"{self.method}, {_counted(self.parts, 'part')}, {_counted(self.batches, 'batch')}"
+        title += f" of {self.microbatches} micro-batches" if self.microbatches > 1 else ""
+        return title if self.order == "stage" else f"{title}, {self.order}"
 
 
 def schedule(
@@ -87,7 +94,9 @@ def schedule(
         raise ConfigError(problem_list("This schedule makes no sense", problems))
     places = [_Place.of(method, number, parts, microbatches) for number in range(1, parts + 1)]
     jobs = tuple(tuple(_part_jobs(place, batches, order)) for place in places)
-    return Schedule(method.name, order, batches, microbatches, jobs)
+    reach = method.reach_in(parts)
+    name = f"{method.name}, reach {reach}" if 1 < reach < parts else method.name
+    return Schedule(name, order, batches, microbatches, jobs)
 
 
 def schedule_problems(method: Method, parts: int, batches: int, microbatches: int, order: Order) -> list[str]:
@@ -210,3 +219,8 @@ def _backward(place: _Place, flow: Flow, batch: int, micro: int | None) -> Itera
     yield replace(place.job(batch, "backward", micro), losses=flow.losses, trains=flow.trains)
     if flow.down is not None and flow is last_towards(place.flows, flow.down):
         yield place.message(batch, "send", Side.BELOW, "gradients", micro)
+
+
+def _counted(number: int, noun: str) -> str:
+    plural = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number} {noun}{plural}"

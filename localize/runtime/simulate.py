@@ -23,7 +23,7 @@ from localize.heads.registry import resolve_method
 from localize.runtime.costs import Cost, Costs, Time
 from localize.runtime.messages import Side
 from localize.runtime.schedule import Job, Order, Schedule, schedule, schedule_problems
-from localize.runtime.timeline import Interval, Kind, Timeline
+from localize.runtime.timeline import Interval, Kind, Timeline, Unit
 
 
 def simulate(
@@ -41,6 +41,7 @@ def simulate(
     transfer: Cost = 0,
     window: int | None = None,
     order: Order = "stage",
+    unit: Unit = "steps",
 ) -> Timeline:
     """Runs a schedule on paper: one device a part, b batches.
 
@@ -64,6 +65,7 @@ def simulate(
         window: how many messages of a boundary and direction may be under way or wait to be taken: a part that
             wants to send one more waits. None: any number.
         order: ``stage``, ``1f1b`` or ``hogwild``.
+        unit: what the costs are in: time steps or seconds (``s``).
 
     Raises:
         ConfigError: costs, numbers or an order that make no sense, all at once.
@@ -78,12 +80,11 @@ def simulate(
         problems += [problem for problem in [positive("window", window, whole=True)] if problem]
     if problems:
         raise ConfigError(problem_list("This simulation makes no sense", problems))
-    return run(
-        schedule(chosen, parts=parts, batches=batches, microbatches=microbatches, order=order), costs, window
-    )
+    planned = schedule(chosen, parts=parts, batches=batches, microbatches=microbatches, order=order)
+    return run(planned, costs, window, unit)
 
 
-def run(planned: Schedule, costs: Costs, window: int | None = None) -> Timeline:
+def run(planned: Schedule, costs: Costs, window: int | None = None, unit: Unit = "steps") -> Timeline:
     """The timeline of a schedule.
 
     Raises:
@@ -97,11 +98,7 @@ def run(planned: Schedule, costs: Costs, window: int | None = None) -> Timeline:
     if stuck:
         where = "; ".join(f"part {job.part}, batch {job.batch}: {_purpose(job)}" for job in stuck)
         raise ConfigError(f"With window={window} these parts wait for each other forever: {where}. Take a larger one.")
-    title = f"{planned.method}, {planned.parts} parts, {planned.batches} batches"
-    if planned.microbatches > 1:
-        title += f" of {planned.microbatches} micro-batches"
-    title += "" if planned.order == "stage" else f", {planned.order}"
-    return Timeline(tuple(done for device in devices for done in device.intervals), title=title)
+    return Timeline(tuple(done for device in devices for done in device.intervals), unit, planned.title)
 
 
 @dataclass

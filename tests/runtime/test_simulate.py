@@ -1,32 +1,31 @@
-"""Schedules and how long they take: the papers' laws, a slow simulation written the obvious way, the real stages."""
+"""How long schedules take: the papers' laws, and a slow simulation written the obvious way."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager
+import itertools
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from localize import get_method, list_methods, to_local
+from localize import get_method, list_methods
 from localize.errors import ConfigError, MethodError
 from localize.heads.base import Method
 from localize.heads.nwise import NWise
-from localize.runtime import sequential, stage
-from localize.runtime.messages import Action, Feedback, Message, Receive, Relay, Send, Side
+from localize.runtime.messages import Side
 from localize.runtime.schedule import Job, Schedule, schedule
 from localize.runtime.simulate import Costs, run, simulate
-from localize.runtime.stage import Half, Stage, StageReport
 from localize.runtime.timeline import Timeline
 
 SIZES = [(a, b) for a in range(1, 7) for b in (1, 2, 3, 5, 8)]
 LAST_ONLY = {1: (1,), 2: (0, 1), 3: (0, 0, 1), 4: (0, 0, 0, 1), 5: (0, 0, 0, 0, 1)}
+METHODS = [get_method(name) for name in list_methods()]
+METHODS += [NWise(reach=n, gradient=g) for n in (1, 3, 4, 9) for g in ("furthest", "sum")]  # type: ignore[arg-type]
+
 FIGURE_13 = {"parts": 4, "batches": 1, "forward": 3, "loss": 5, "backward": (12, 12, 6, 3), "update": 1}
 
 
@@ -110,103 +109,6 @@ def test_1f1b_keeps_fewer_micro_batches_alive() -> None:
 def test_micro_batches_are_exact_fractions() -> None:
     assert simulate("bp", parts=3, batches=7, microbatches=3).steps == Fraction(7 * 2 * 5, 3).__float__()
     assert simulate("bp", parts=2, batches=3, microbatches=3).steps == 8
-
-
-# The schedule is what the real stages do.
-
-
-class _Log(nn.Module):
-    """Records what stages do, in order, by part."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        self.done: dict[int, list[tuple[Any, ...]]] = {}
-        names = {"forward": "forward", "learn_head": "head", "learn_from_feedback": "feedback"}
-        for name, kind in names.items():
-            monkeypatch.setattr(stage, name, self._noting(getattr(stage, name), kind))
-        pull = stage.pull
-
-        def noting_pull(owner: Stage, work: Any, grads: Any, own: Any, flow: Any) -> Any:
-            self.note(owner, "backward", flow.losses, flow.trains)
-            return pull(owner, work, grads, own, flow)
-
-        monkeypatch.setattr(stage, "pull", noting_pull)
-        original = stage.stage_step
-
-        def recorded(
-            owner: Stage, updater: Any, scope: AbstractContextManager[object] | None = None
-        ) -> Generator[Action, Message | None, StageReport]:
-            steps, message = original(owner, updater, scope), None
-            while True:
-                try:
-                    action = steps.send(message)
-                except StopIteration as end:
-                    report: StageReport = end.value
-                    return report
-                if isinstance(action, Send):
-                    self.note(owner, "send", action.to, content(action.message))
-                message = yield action
-                if isinstance(action, Receive):
-                    assert message is not None
-                    self.note(owner, "receive", action.source, content(message))
-
-        monkeypatch.setattr(sequential, "stage_step", recorded)
-
-    def note(self, owner: Stage, *what: Any) -> None:
-        self.done.setdefault(owner.number, []).append(what)
-
-    def _noting(self, function: Any, kind: str) -> Any:
-        def wrapped(owner: Stage, *arguments: Any) -> Any:
-            if kind != "head" or arguments[0].head is not None:
-                self.note(owner, kind)
-            return function(owner, *arguments)
-
-        return wrapped
-
-    # The updater of a stage.
-    def begin(self, owner: Stage, loss: torch.Tensor | None) -> None: ...
-
-    def ready(self, owner: Stage, half: Half) -> None:
-        if half == "part":
-            self.note(owner, "update")
-
-
-def content(message: Message) -> str:
-    return {Relay: "gradients", Feedback: "feedback"}.get(type(message), "activations")
-
-
-def as_logged(job: Job) -> tuple[Any, ...]:
-    if job.kind in ("send", "receive"):
-        return job.kind, job.side, job.content
-    if job.kind == "backward":
-        return "backward", job.losses, job.trains
-    return ("feedback" if job.kind == "head" and not job.trains else job.kind,)
-
-
-METHODS = [get_method(name) for name in list_methods()]
-METHODS += [NWise(reach=n, gradient=g) for n in (1, 3, 4, 9) for g in ("furthest", "sum")]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_schedule_is_what_stages_do(monkeypatch: pytest.MonkeyPatch, method: Method, parts: int) -> None:
-    torch.manual_seed(0)
-    layers = [layer for _ in range(5) for layer in (nn.Linear(6, 6), nn.Tanh())]
-    local = to_local(
-        nn.Sequential(*layers, nn.Linear(6, 3)), torch.randn(4, 6), method=method, parts=parts, verify=False
-    )
-    log = _Log(monkeypatch)
-    sequential.run_batch(
-        sequential.stages_of(local), _stream(local, torch.randn(4, 6)), torch.tensor([0, 1, 2, 0]), log
-    )
-    planned = schedule(local.method, parts=parts, batches=1)
-    expected = {number: [as_logged(job) for job in jobs] for number, jobs in enumerate(planned.jobs, 1)}
-    expected[1].insert(0, ("receive", Side.BELOW, "activations"))  # the data, which no part sends
-    assert log.done == expected
-
-
-def _stream(local: Any, inputs: torch.Tensor) -> Any:
-    return dict(zip(local.signature.names, [inputs], strict=True))
 
 
 # Against a simulation that knows nothing of flows, schedules and messages.
@@ -322,7 +224,7 @@ def test_work_is_conserved_and_no_part_does_two_things_at_once(given_case: tuple
     found = simulate(method, **case)
     for number in found.parts:
         mine = found.of(number)
-        assert all(one.end <= two.start for one, two in zip(mine, mine[1:], strict=False))
+        assert all(one.end <= two.start for one, two in itertools.pairwise(mine))
         assert found.busy(number) == pytest.approx(float(work(method, case, number)))
         assert mine[0].start == 0
         assert found.steps >= found.busy(number)

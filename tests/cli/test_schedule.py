@@ -1,0 +1,107 @@
+"""``localize schedule`` from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from localize.heads.nwise import NWise
+from localize.runtime.simulate import simulate
+from tests.cli.test_commands import Cli, artefact, cli  # noqa: F401
+
+
+def test_two_wise_as_the_issue_types_it(cli: Cli) -> None:  # noqa: F811
+    out = cli.ok("schedule", "--method", "nwise", "--reach", "2", "--parts", "4", "--batches", "8")
+    assert simulate(NWise(reach=2), parts=4, batches=8).text() in out
+    assert "nwise, reach 2, 4 parts, 8 batches" in out
+    row = next(line for line in out.splitlines() if "time steps" not in line and "41.18" in line)
+    assert row.split()[-5:] == ["34", "4", "2", "3", "41.18"]
+    assert "F forward" in cli.err
+
+
+def test_for_machines(cli: Cli) -> None:  # noqa: F811
+    found = cli.json("schedule", "--method", "bp", "--parts", "3", "--batches", "4", "--microbatches", "3", "--compare")
+    assert (found["steps"], found["unit"], found["parts"]) == (4 * (3 + 3 - 1) * 2 / 3, "steps", 3)
+    assert [each["title"] for each in found["compared"]] == [
+        "bp, 3 parts, 4 batches",
+        "bp, 3 parts, 4 batches of 3 micro-batches",
+        "bp, 3 parts, 4 batches of 3 micro-batches, 1f1b",
+    ]
+    assert found["compared"][0]["steps"] == 24
+    work = [each for each in found["intervals"] if each["kind"] != "wait"]
+    assert len(work) == 3 * 4 * 3 * 2
+
+
+def test_the_figure_of_the_scpl_paper(cli: Cli) -> None:  # noqa: F811
+    costs = ["--forward", "3", "--loss", "5", "--backward", "12,12,6,3", "--update", "1", "--batches", "1"]
+    for method, micro, total in (("scpl", "1", "24"), ("bp", "3", "31"), ("scpl", "3", "22")):
+        out = cli.ok("schedule", "--method", method, "--microbatches", micro, *costs, "--quiet")
+        assert out == f"{total}\n"
+
+
+def test_costs_are_exact(cli: Cli) -> None:  # noqa: F811
+    assert cli.ok("schedule", "--method", "bp", "--forward", "1/3", "--backward", "2/3", "-k", "3", "-q") == "24\n"
+    assert cli.json("schedule", "--forward", "1/4,0.5", "--parts", "2")["costs"]["forward"] == [0.25, 0.5]
+
+
+def test_picture_and_trace(cli: Cli) -> None:  # noqa: F811
+    pytest.importorskip("matplotlib")
+    cli.ok("schedule", "--parts", "2", "--compare", "--plot", "a.svg", "--trace", "a.json")
+    assert Path("a.svg").read_text().startswith("<?xml")
+    assert json.loads(Path("a.json").read_text())["traceEvents"]
+    assert "Wrote a.svg" in cli.err
+    assert "Wrote a.json" in cli.err
+
+
+def test_a_model_s_throughput(cli: Cli) -> None:  # noqa: F811
+    arguments = ["schedule", "model.py", "--method", "scpl", "--parts", "2", "--flops", "1M", "--compare"]
+    found = cli.json(*arguments)
+    plan = cli.json("inspect", "model.py", "--method", "scpl", "--parts", "2")["plan"]
+    work = [3 * (part["part"]["flops"] + part["head"]["flops"]) / 1e6 for part in plan["parts"]]
+    assert found["step"] == pytest.approx(max(work))
+    assert found["samples_per_s"] == pytest.approx(2 / max(work))
+    end_to_end = 3 * sum(part["part"]["flops"] for part in plan["parts"]) / 1e6
+    assert found["compared"][0]["step"] == pytest.approx(end_to_end)
+    assert found["unit"] == "s"
+    bigger = cli.json(*arguments, "--batch-size", "32")
+    assert bigger["samples_per_s"] == pytest.approx(found["samples_per_s"])
+    assert bigger["step"] == pytest.approx(16 * found["step"])
+    slow = cli.json(*arguments, "--bandwidth", "0.05k")
+    assert slow["step"] == pytest.approx(plan["boundaries"][0]["crossing_bytes"] / 50)
+    assert "samples/s" in cli.ok(*arguments)
+
+
+def test_an_artefact_knows_its_method_and_parts(cli: Cli, artefact: str) -> None:  # noqa: F811
+    found = cli.json("schedule", artefact, "--flops", "1G,1G,2G")
+    assert (found["method"], found["parts"], found["samples"]) == ("al", 3, 2)
+    assert "--method, --parts would need the model" in cli.fails("schedule", artefact, "-m", "scpl", "-k", "2")
+    assert "no measured times" in cli.fails("schedule", artefact)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--parts", "0", "--batches", "0"], "parts"),
+        (["--parts", "auto"], "parts='auto'"),
+        (["--forward", "fast"], "--forward is 'fast'"),
+        (["--forward", "1,2", "--parts", "3"], "forward has 2 costs; 3 parts"),
+        (["--backward", "-1"], "backward"),
+        (["--order", "1f1b"], "order='1f1b' is for methods"),
+        (["--flops", "1T"], "--flops cannot be used here"),
+        (["--cuts", "a", "--bandwidth", "1G"], "--bandwidth, --cuts cannot be used here"),
+        (["model.py", "--forward", "2"], "costs of MODEL's parts come from its plan"),
+        (["model.py", "--flops", "fast"], "--flops is 'fast'"),
+        (["model.py", "--flops", "1T", "--bandwidth", "100Gbit"], "bytes a second"),
+        (["model.py", "--parts", "2", "--flops", "1T,1T,1T"], "flops has 3 numbers; 2 parts"),
+        (["model.py", "--parts", "2"], "no measured times"),
+        (["model.py", "other.py"], "One MODEL is needed, got 2"),
+        (["--window", "0"], "window=0"),
+        (["--plot", "a.gif"], "suffixes"),
+        (["--rech", "2", "--method", "nwise"], "Did you mean '--reach'"),
+    ],
+)
+def test_what_makes_no_sense(cli: Cli, arguments: list[str], told: str) -> None:  # noqa: F811
+    pytest.importorskip("matplotlib")
+    assert told in cli.fails("schedule", *arguments)
