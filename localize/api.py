@@ -61,7 +61,7 @@ def to_local(
     Args:
         model: any ``nn.Module``; its forward, hooks and class are not touched.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for the model's forward,
-            with the batch axis first; inferred where omitted, if possible.
+            with the batch axis first, or second where the first is time; inferred where omitted, if possible.
         method: a name from ``list_methods()``, or an instance with options: ``SCPL(temperature=0.2)``.
         parts: how many, or ``"auto"``: as few as fit ``memory_budget_bytes`` each.
         balance: what the parts are balanced by, heads included: ``flops``, ``memory`` (parameters, gradients, Adam's
@@ -97,7 +97,7 @@ def to_local(
         layout = planner.choose(parts, cuts, memory_budget_bytes)
         pieces, signature = split(traced, layout.cuts), traced.signature
         if verify:
-            verify_parts(model, pieces, signature, traced.example, traced.reassigned)
+            verify_parts(model, pieces, signature, traced.example, traced.reassigned, layout.plan.batch_axis)
         plan, found, logits = replace(layout.plan, notes=notes + layout.plan.notes), planner.task, planner.logits
         hidden = hidden_specs(rule, plan, logits)
     heads = graft(rule, pieces, hidden, logits, found, *kind_of(model))
@@ -136,7 +136,7 @@ class _Toolkit:
 
     def losses(self, local: LocalModel, call: Call, target: Target) -> list[Tensor]:
         stream = local.signature.stream(call.args, call.kwargs)
-        local.task.check_target(target, stream.values())
+        local.task.check_target(target, stream.values(), local.plan.batch_axis)
         return isolated_losses(stages_of(local), stream, target)
 
     def train_step(
@@ -145,7 +145,7 @@ class _Toolkit:
         if not torch.is_grad_enabled():
             raise ConfigError("train_step needs gradients, and they are switched off here (torch.no_grad()).")
         stream = local.signature.stream(call.args, call.kwargs)
-        local.task.check_target(target, stream.values())
+        local.task.check_target(target, stream.values(), local.plan.batch_axis)
         stages = stages_of(local)
         spare = local.to_standard().parameters()  # parameters that the model has and does not use
         updater = OptimizerSteps(stages, optimizers, keep_grads=keep_grads, spare=spare)

@@ -111,7 +111,8 @@ class LocalModel(nn.Module):
 
     def _exit(self, number: int) -> Exit:
         weights = {id(p): p.numel() for p in self.exit_model(number).parameters()}
-        samples = next((spec.shape[0] for spec in self.plan.inputs if spec.shape), 1)  # of the example
+        axes = [(spec.shape, spec.batch_axis) for spec in self.plan.inputs]
+        samples = next((shape[axis] for shape, axis in axes if axis is not None), 1)  # of the example
         flops = sum(p.part.flops for p in self.plan.parts[:number]) / max(1, samples)
         return Exit(number, sum(weights.values()), flops)
 

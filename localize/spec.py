@@ -23,6 +23,9 @@ Layout = Literal["vector", "map", "map_last", "tokens", "other"]
 """How a hidden state is laid out, the batch axis apart: ``vector`` (D), ``map`` (C, *space),
 ``map_last`` (*space, C), ``tokens`` (T, D), ``other``."""
 
+Final = Literal["last", "both"]
+"""Where tokens that a recurrent layer made hold its final state: at the ``last`` one, or, of two directions, at
+``both`` ends: the first half of the features at the last token, the second half at the first."""
 
 _LAYOUTS: dict[int, Layout] = {2: "vector", 3: "tokens", 4: "map"}
 
@@ -35,6 +38,7 @@ class TensorSpec:
     dtype: torch.dtype = torch.float32
     batch_axis: int | None = 0
     layout: Layout = "other"
+    final: Final | None = None  # of tokens from a recurrent layer
 
     @classmethod
     def of(cls, tensor: Tensor, batch_axis: int | None = 0) -> TensorSpec:
@@ -81,6 +85,7 @@ class Cost:
     param_bytes: int = 0
     saved_bytes: int = 0  # kept for the backward pass, parameters excluded, shared storage counted once
     time_ms: float | None = None  # forward milliseconds, where measured
+    frozen_bytes: int = 0  # of the parameters: those that do not train, without gradients and optimizer state
 
     def __add__(self, other: Cost) -> Cost:
         times = [t for t in (self.time_ms, other.time_ms) if t is not None]
@@ -89,12 +94,14 @@ class Cost:
             self.param_bytes + other.param_bytes,
             self.saved_bytes + other.saved_bytes,
             sum(times) if times else None,
+            self.frozen_bytes + other.frozen_bytes,
         )
 
     def of(self, balance: str, optimizer_states: int = 2) -> float:
         """The one number that ``balance`` looks at.
 
-        ``memory`` counts parameters, gradients and ``optimizer_states`` copies (Adam: 2) beside saved bytes.
+        ``memory`` counts parameters, and of those that train gradients and ``optimizer_states`` copies (Adam: 2),
+        beside saved bytes.
         """
         match balance:
             case "flops":
@@ -104,7 +111,8 @@ class Cost:
             case "activations":
                 return self.saved_bytes
             case "memory":
-                return self.param_bytes * (2 + optimizer_states) + self.saved_bytes
+                trained = self.param_bytes - self.frozen_bytes
+                return self.param_bytes + trained * (1 + optimizer_states) + self.saved_bytes
             case "time":
                 if self.time_ms is None:
                     raise ConfigError("balance='time' needs measured times; profile with measure_time=True.")
@@ -169,6 +177,11 @@ class Plan:
     indices: tuple[tuple[float, ...] | None, ...] = ()  # the values of integer inputs, which must fit the model
     representation: TensorSpec | None = None  # below the model's own classifier, where it is told from the rest
     notes: tuple[str, ...] = ()
+
+    @property
+    def batch_axis(self) -> int:
+        """The axis of the inputs that is the batch: 1 where the first is time."""
+        return next((spec.batch_axis for spec in self.inputs if spec.batch_axis is not None), 0)
 
     @property
     def imbalance(self) -> float:

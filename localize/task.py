@@ -76,12 +76,13 @@ class Task:
             )
         return replace(self, num_classes=found)
 
-    def check_target(self, target: Any, inputs: Iterable[Tensor] = ()) -> None:
+    def check_target(self, target: Any, inputs: Iterable[Tensor] = (), batch_axis: int = 0) -> None:
         """Raises ``TaskError`` for a target that no loss of this task can use.
 
         Args:
             target: its type, its number of axes and, on a CPU, its range are checked.
             inputs: what it is the target of: one of them must have as many samples.
+            batch_axis: of the first input; 1 where the first axis is time, of targets (T, N) too.
         """
         if self.loss_fn is not None:
             return
@@ -95,7 +96,7 @@ class Task:
             raise TaskError(
                 f"{self.kind}: targets must be class indices, int64 with {axes} axes (the batch first), got {found}."
             )
-        samples = {leaf.shape[0] for leaf in inputs if leaf.dim()}
+        samples = {leaf.shape[axis] for leaf in inputs for axis in {0, batch_axis} if leaf.dim() > axis}
         if samples and (not target.dim() or target.shape[0] not in samples):
             expected = " or ".join(map(str, sorted(samples)))
             raise TaskError(f"{self.kind}: {expected} samples need as many targets, got {found}.")

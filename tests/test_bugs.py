@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from localize import ConfigError, TaskError, TraceError, get_method, list_methods, to_local
 from localize.convert.verify import compare
+from localize.heads.base import Method, TaskHead
 
 
 def sgd(parameters):
@@ -191,11 +193,53 @@ class TimeFirst(nn.Module):
         return self.out(h[-1])
 
 
-def test_inputs_whose_first_axis_is_not_the_batch_are_told():
-    """With as many steps as samples, heads averaged over samples."""
-    with pytest.raises(ConfigError, match="batch first"):
-        to_local(TimeFirst(), torch.randn(6, 6, 8), method="early_exit", parts=2)
-    to_local(TimeFirst(), torch.randn(6, 6, 8), method="bp", parts=2)
+@pytest.mark.parametrize("steps", [6, 5])
+def test_the_batch_may_be_the_second_axis_of_the_inputs(steps):
+    """With as many steps as samples, heads averaged over samples. The axis was taken to be the first."""
+    x, target = torch.randn(steps, 6, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    local = to_local(TimeFirst(), x, method="lct", parts=2)
+    assert local.plan.batch_axis == 1
+    assert local.plan.boundaries[0].spec.batch_axis == 1
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    one = local.heads[0](local.parts[0](x), target).per_sample
+    other = local.heads[0](local.parts[0](x[:, order]), target[order]).per_sample
+    torch.testing.assert_close(one[order], other)
+    if steps == 5:
+        with pytest.raises(TaskError, match="5 or 6 samples"):
+            local.losses(x, torch.zeros(8, dtype=torch.int64))
+    assert len(local.losses(x, target)) == 2
+
+
+class Averaged(nn.Module):
+    """No logits a sample: nothing for a head to do, whichever axis the batch is."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)).mean((0, 1))[None])
+
+
+def test_models_that_mix_the_batch_are_told():
+    with pytest.raises(ConfigError, match=r"The batch of the inputs \(6, 6, 8\) cannot be found"):
+        to_local(Averaged(), torch.randn(6, 6, 8), method="early_exit", parts=2)
+    to_local(Averaged(), torch.randn(6, 6, 8), method="bp", parts=2)
+
+
+@dataclass(frozen=True)
+class Headless(Method):
+    name = "headless"
+    reach = None
+    heads_below = False
+
+    def build_head(self, site):
+        return TaskHead(site) if site.is_last else None
+
+
+def test_headless_methods_of_ones_own_take_what_bp_takes():
+    """The exception was made for the name 'bp'."""
+    to_local(Averaged(), torch.randn(6, 6, 8), method=Headless(), parts=2)
 
 
 class Named(nn.Module):

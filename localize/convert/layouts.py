@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import fx, nn
 
 from localize.convert.traced import TracedModel
-from localize.spec import Layout
+from localize.spec import Final, Layout
 
 _LOOK_THROUGH = 8  # neighbours further away say little about a value
 
@@ -38,6 +38,18 @@ _CHANNELS_FIRST_CALLS = (
     "pixel_shuffle",
     "pixel_unshuffle",
 )
+_TOKENWISE = (
+    nn.modules.dropout._DropoutNd,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.Identity,
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+)
+_TOKENWISE_CALLS = ("dropout", "layer_norm", "relu", "gelu", "silu", "tanh", "sigmoid", "contiguous", "transpose")
 _ATTENTION_CALLS = ("scaled_dot_product_attention", "matmul", "bmm", "softmax", "baddbmm")
 
 
@@ -66,6 +78,45 @@ def layout_of(
     if batch_axis != 0:
         return "other"
     return votes[0] if votes else "map"  # channels first is the convention of torch
+
+
+def final_of(
+    traced: TracedModel, node: fx.Node, shapes: Mapping[str, tuple[int, ...]], batch_axis: int | None
+) -> Final | None:
+    """Where a value holds the final state of the recurrent layer that made it; None for any other value.
+
+    Layers that work token by token are looked through. Packed sequences have their last tokens at other places,
+    and an output that was padded again is not recognised.
+    """
+    if batch_axis not in (0, 1) or len(shapes[node.name]) != 3:
+        return None
+    here: fx.Node | None = node
+    for _ in range(_LOOK_THROUGH):
+        if here is None or not here.all_input_nodes:
+            return None
+        source = here.all_input_nodes[0]
+        recurrent = _recurrent(traced, source)
+        if recurrent is not None:
+            whole = _call_name(here) == "getitem" and here.args[1] == 0
+            return ("both" if recurrent.bidirectional else "last") if whole and _takes_all(source, shapes) else None
+        here = source if _is_tokenwise(traced, here) else None
+    return None
+
+
+def _recurrent(traced: TracedModel, node: fx.Node) -> nn.RNNBase | None:
+    module = traced.resolve(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, nn.RNNBase) else None
+
+
+def _takes_all(node: fx.Node, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a recurrent layer reads a plain batch of sequences, not a packed one."""
+    return bool(node.args) and isinstance(node.args[0], fx.Node) and len(shapes.get(node.args[0].name, ())) == 3
+
+
+def _is_tokenwise(traced: TracedModel, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(traced.resolve(str(node.target)), _TOKENWISE)
+    return _call_name(node) in _TOKENWISE_CALLS
 
 
 def _votes(traced: TracedModel, node: fx.Node, shapes: Mapping[str, tuple[int, ...]]) -> list[Layout]:

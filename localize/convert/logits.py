@@ -18,24 +18,37 @@ def empty_output(traced: TracedModel, profile: Profile, training: bool) -> Any:
     return traced.outputs[training].restore(_leaves(traced, profile, training))
 
 
-def logits_spec(traced: TracedModel, profile: Profile, task: Task, batch_first: bool) -> TensorSpec:
-    """Shape and layout of the logits in train mode; ``batch_first`` insists on the batch axis.
+def logits_spec(traced: TracedModel, profile: Profile, task: Task, needs_samples: bool) -> TensorSpec:
+    """Shape and layout of the logits in train mode.
+
+    Args:
+        traced: the captured model.
+        profile: of train mode.
+        task: says which output are the logits.
+        needs_samples: whether they must tell samples apart, on an axis that the task's loss can do with: the
+            first, or, of sequences and numbers, any.
 
     Raises:
-        ConfigError: the logits do not grow with the first axis of the inputs: that is not the batch.
+        ConfigError: they do not, though the inputs hold samples.
     """
     node = _output(traced, True)[logits_leaf(traced, profile, task, True)]
     inputs = [n for n in traced.graph(True).nodes if n.op == "placeholder"]
-    follows = any(profile.nodes[n.name].specs[0].batch_axis == 0 for n in inputs)
+    follows = any(profile.nodes[n.name].specs[0].batch_axis is not None for n in inputs)
     logits = task.logits(empty_output(traced, profile, True))
-    if batch_first and follows and profile.nodes[node.name].specs[0].batch_axis != 0:
+    axis = profile.nodes[node.name].specs[0].batch_axis
+    if axis == 0 or (axis == 1 and task.kind in _ANY_BATCH_AXIS and logits.dim() == 3):
+        return TensorSpec.of(logits, axis)
+    if needs_samples and follows:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in traced.example)
         raise ConfigError(
-            f"The first axis of the inputs {shapes} is not the batch: the logits {tuple(logits.shape)} do not grow "
-            "with it. Heads need the batch first: wrap the model in one that takes (N, T, …), for an nn.LSTM or "
-            "nn.GRU with batch_first=True. Method 'bp' does without."
+            f"The batch of the inputs {shapes} cannot be found: the logits {tuple(logits.shape)} do not grow with "
+            f"the first axis, nor with the second. Heads for {task.kind} need one row of logits a sample: pass "
+            "inputs (N, …), or (T, N, …) to a model that gives (N, C). Method 'bp' does without."
         )
     return TensorSpec.of(logits)
+
+
+_ANY_BATCH_AXIS = ("causal_lm", "regression")  # losses over all elements, wherever samples are
 
 
 def logits_leaf(traced: TracedModel, profile: Profile, task: Task, training: bool) -> int:

@@ -62,7 +62,7 @@ class Planner:
     @cached_property
     def logits(self) -> TensorSpec:
         """Shape of the model's logits."""
-        return logits_spec(self.traced, self.profiles[True], self.task, batch_first=self.method.name != "bp")
+        return logits_spec(self.traced, self.profiles[True], self.task, self.method.heads_below)
 
     # ---------------------------------------------------------------- places
 
@@ -91,9 +91,10 @@ class Planner:
     def head_costs(self) -> HeadCosts:
         """What the method's heads cost."""
         shape = self.logits.features
+        axis = (self._represented.spec.batch_axis if self._represented is not None else None) or 0
 
         def stand_in(hidden: Tensor) -> Tensor:
-            return hidden.new_zeros((hidden.shape[0], *shape))
+            return hidden.new_zeros((hidden.shape[axis], *shape))
 
         classifier = stand_in if self._represented is not None else None
         return HeadCosts(self.method, self.task, self.logits, classifier, self._ms_per_flop)

@@ -8,21 +8,23 @@ meta device nor on fake tensors runs for real instead, and is left as it was.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
+from localize.convert.batch_axis import AXES, Sizes, keeps_samples, resized
 from localize.convert.dry import StandIn, for_real, on_fake, on_meta
 from localize.convert.interpret import CostRun, QuickShapeRun, Shapes, TimedRun
-from localize.convert.layouts import layout_of
+from localize.convert.layouts import final_of, layout_of
 from localize.convert.restore import preserved
 from localize.convert.traced import NodeProfile, Profile, TracedModel
 from localize.errors import TraceError
-from localize.spec import TensorSpec
+from localize.spec import Cost, TensorSpec
 
-TIMED_RUNS = 3
+TIMED_RUNS = 5
 
 
 def profile_modes(traced: TracedModel, measure_time: bool = False) -> dict[bool, Profile]:
@@ -52,7 +54,9 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
         found = costs.shapes.get(node.name, [])
         plain = node.name in costs.plain
         specs = tuple(
-            TensorSpec(shape, dtype, axis, layout_of(traced, node, first, axis) if plain else "other")
+            TensorSpec(shape, dtype, axis, layout_of(traced, node, first, axis), final_of(traced, node, first, axis))
+            if plain
+            else TensorSpec(shape, dtype, axis)
             for (shape, dtype), axis in zip(found, axes.get(node.name, []), strict=True)
         )
         nodes[node.name] = NodeProfile(
@@ -82,10 +86,29 @@ def parameters_read(traced: TracedModel, node: fx.Node, names: dict[int, str]) -
     return {names[id(p)]: p.numel() * p.element_size() for p in tensors if id(p) in names}
 
 
+def frozen_parameters(traced: TracedModel) -> frozenset[str]:
+    """The names of the parameters that do not train: they have no gradients and no optimizer state."""
+    roots = [traced.root, *(m for m in traced.extras.values() if isinstance(m, nn.Module))]
+    frozen = {id(p) for root in roots for p in root.parameters() if not p.requires_grad}
+    return frozenset(name for key, name in traced.parameter_names().items() if key in frozen)
+
+
+def cost_of(profile: Profile, names: Sequence[str], frozen: Set[str]) -> Cost:
+    """Cost of a set of nodes run as one part, with the bytes of the ``frozen`` among its parameters."""
+    params = {path: nbytes for name in names for path, nbytes in profile.nodes[name].params}
+    still = sum(nbytes for path, nbytes in params.items() if path in frozen)
+    return replace(profile.cost(names), frozen_bytes=still)
+
+
+def parameter_cost(path: str, nbytes: int, frozen: Set[str]) -> Cost:
+    """Cost of one parameter alone."""
+    return Cost(param_bytes=nbytes, frozen_bytes=nbytes if path in frozen else 0)
+
+
 Place = Callable[[Sequence[nn.Module]], AbstractContextManager[StandIn]]
 """Where a graph runs: puts stand-ins in place of the modules' tensors and gives those for other tensors."""
 
-_Runs = tuple[CostRun, tuple[int, int], dict[str, Shapes]]
+_Runs = tuple[CostRun, Sizes, dict[str, Shapes]]
 """The costs at the example's batch size, that size and another, and the shapes at the other."""
 
 
@@ -116,9 +139,8 @@ def runs(traced: TracedModel, training: bool, place: Place) -> _Runs:
         with costs.watching():
             costs.run(*leaves)
         with torch.no_grad():
-            other, shapes = _shapes_at_another_batch(traced, training, constants, leaves)
-    batch = leaves[0].shape[0] if leaves[0].dim() else 0
-    return costs, (batch, other), shapes
+            sizes, shapes = _shapes_at_another_batch(traced, training, constants, leaves, costs.shapes)
+    return costs, sizes, shapes
 
 
 def _modules(traced: TracedModel) -> list[nn.Module]:
@@ -126,22 +148,31 @@ def _modules(traced: TracedModel) -> list[nn.Module]:
 
 
 def _shapes_at_another_batch(
-    traced: TracedModel, training: bool, constants: Mapping[str, Tensor], leaves: Sequence[Tensor]
-) -> tuple[int, dict[str, Shapes]]:
-    """Another batch size that works, and the shapes there."""
+    traced: TracedModel,
+    training: bool,
+    constants: Mapping[str, Tensor],
+    leaves: Sequence[Tensor],
+    here: dict[str, Shapes],
+) -> tuple[Sizes, dict[str, Shapes]]:
+    """The batch size and another that works, and the shapes there. The batch is the axis that the output follows."""
+    found: list[tuple[Sizes, dict[str, Shapes]]] = []
+    for axis in AXES:
+        batch = leaves[0].shape[axis] if leaves[0].dim() > axis else 0
+        for other in (2 * batch, batch + 1, 3 * batch) if batch else ():  # a view or a window may need a multiple
+            run = QuickShapeRun(traced, training, constants)
+            try:
+                run.run(*resized(leaves, axis, other))
+            except Exception:  # a guard of the capture, or the model itself, refuses this size
+                continue
+            if keeps_samples(traced, traced.graph(training), here, run.shapes, (batch, other), axis):
+                return (batch, other), run.shapes
+            found.append(((batch, other), run.shapes))
+            break
     batch = leaves[0].shape[0] if leaves[0].dim() else 0
-    for other in (2 * batch, batch + 1, 3 * batch) if batch else ():  # a view or a window may need a multiple
-        run = QuickShapeRun(traced, training, constants)
-        index = torch.arange(other, device=leaves[0].device) % batch
-        try:
-            run.run(*(t[index.to(t.device)] if t.dim() and t.shape[0] == batch else t for t in leaves))
-        except Exception:  # a guard of the capture, or the model itself, refuses this size
-            continue
-        return other, run.shapes
-    return batch, {}
+    return found[0] if found else ((batch, batch), {})
 
 
-def _batch_axes(found: Shapes, others: Shapes | None, batches: tuple[int, int]) -> list[int | None]:
+def _batch_axes(found: Shapes, others: Shapes | None, batches: Sizes) -> list[int | None]:
     """Per tensor, the first axis whose size is the batch's in both runs; None where there is none.
 
     An axis that merely grows with the batch (windows or tokens folded into it) holds no samples.

@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import fx
 
 from localize.convert.cuts import module_path
+from localize.convert.profile import cost_of, frozen_parameters
 from localize.convert.split import Cuts
 from localize.convert.traced import Profile, TracedModel
 from localize.heads.base import Method
@@ -27,7 +28,7 @@ def summary(
     head_cost: ExactHead,
 ) -> Plan:
     """The plan of train mode's graph."""
-    nodes = list(traced.train_graph.nodes)
+    nodes, frozen = list(traced.train_graph.nodes), frozen_parameters(traced)
     edges = [0, *(point.position for point in cuts.points), len(nodes)]
     stretches = [nodes[a:b] for a, b in pairwise(edges)]
     below = cuts.classifier
@@ -47,12 +48,15 @@ def summary(
             PartCost(
                 k,
                 *_ends(traced, stretch),
-                profile.cost([node.name for node in stretch]),
+                cost_of(profile, [node.name for node in stretch], frozen),
                 head_cost(spec, k, len(hidden)),
             )
             for k, (stretch, spec) in enumerate(zip(stretches, hidden, strict=True), 1)
         ),
-        inputs=tuple(TensorSpec.of(t) for t in traced.example),
+        inputs=tuple(
+            TensorSpec.of(t, profile.nodes[name].specs[0].batch_axis)
+            for t, name in zip(traced.example, traced.signature.names, strict=True)
+        ),
         indices=tuple(indices_of(t) for t in traced.example),
         representation=representation,
         notes=tuple(traced.notes),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localize.convert.batch_axis import resized
 from localize.convert.restore import preserved
 from localize.errors import TraceError
 from localize.part import Part, run_parts
@@ -20,6 +21,7 @@ def verify(
     signature: CallSignature,
     example: Sequence[Tensor],
     reassigned: Sequence[str] = (),
+    batch_axis: int = 0,
 ) -> None:
     """Compares parts and model, bit for bit: in train mode on the example, in eval mode on another batch size.
 
@@ -30,7 +32,7 @@ def verify(
     Raises:
         TraceError: there is a difference; the conversion would train another model than the user's.
     """
-    for training, leaves in ((True, list(example)), (False, other_batch(example))):
+    for training, leaves in ((True, list(example)), (False, other_batch(example, batch_axis))):
         args, kwargs = signature.unbind(leaves)
         call = Call(args, kwargs)
         runs = 2 if reassigned else 1
@@ -85,12 +87,10 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool((same | (one.isnan() & other.isnan())).all()) if one.is_floating_point() else bool(same.all())
 
 
-def other_batch(leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves with one sample more, where their first axis is the batch (that of the first leaf)."""
-    batch = leaves[0].shape[0] if leaves[0].dim() else None
-    return [
-        torch.cat([leaf, leaf[:1]]) if leaf.dim() and batch and leaf.shape[0] == batch else leaf for leaf in leaves
-    ]
+def other_batch(leaves: Sequence[Tensor], batch_axis: int = 0) -> list[Tensor]:
+    """The leaves with one sample more, where they hold samples; ``batch_axis`` is that of the first leaf."""
+    size = leaves[0].shape[batch_axis] if leaves[0].dim() > batch_axis else 0
+    return resized(leaves, batch_axis, size + 1) if size else list(leaves)
 
 
 def compare(expected: Any, found: Any) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localize.convert.batch_axis import batch_axes
 from localize.convert.flops import FlopCounter
 from localize.convert.restore import preserved
 from localize.heads.base import Method
@@ -62,6 +63,7 @@ def whole_plan(
     output, flops = dry_output(model, call)
     task = task.completed(output) if task is not None else infer_task(output, loss)
     logits = task.logits(output)
+    axis = _batch_axis(leaves, logits)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     names = [name for name, _ in model.named_children()] or [type(model).__name__]
     plan = Plan(
@@ -71,8 +73,14 @@ def whole_plan(
         cuts=(),
         boundaries=(),
         parts=(PartCost(1, names[0], names[-1], Cost(flops, size), Cost()),),
-        inputs=tuple(TensorSpec.of(t) for t in leaves),
+        inputs=tuple(TensorSpec.of(t, own) for t, own in zip(leaves, batch_axes(leaves, axis), strict=True)),
         indices=tuple(indices_of(t) for t in leaves),
         notes=notes,
     )
     return plan, task, TensorSpec.of(logits)
+
+
+def _batch_axis(leaves: list[Tensor], logits: Tensor) -> int:
+    """The axis of the inputs that is the batch: the first, unless the logits have the second's size instead."""
+    first, samples = leaves[0].shape, logits.shape[0] if logits.dim() else 0
+    return 1 if len(first) > 1 and first[0] != samples == first[1] else 0

@@ -165,6 +165,9 @@ class Method:
     separate_head_optimizer: ClassVar[bool] = False  # heads get an optimizer of their own
     head_learning_rate: ClassVar[float | None] = None  # Adam's, where separate (None: as the part)
     reach = cast("int | None", 1)  # parts one loss trains, its own and those below; None: all. May be an option
+    heads_below: ClassVar[bool] = True
+    """Whether parts below the last get heads. A method without any also takes models whose samples cannot be told
+    apart."""
     predicts: ClassVar[Literal["none", "exits", "path"]] = "none"
     """``none``: only the model's own output; ``exits``: heads 1..K-1 predict too; ``path``: every exit,
     the last one included, goes through the heads (AL)."""

@@ -19,6 +19,7 @@ class BP(Method):
     summary: ClassVar[str] = "end-to-end back-propagation through all parts (the baseline)"
     source: ClassVar[str] = "Rumelhart, Hinton & Williams 1986"
     reach = None
+    heads_below: ClassVar[bool] = False
 
     def trains(self, number: int, parts: int) -> range:
         return range(1, parts + 1) if number == parts else range(0)

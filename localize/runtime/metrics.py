@@ -99,7 +99,7 @@ def evaluate(
     sums: dict[int, Tensor] = {}  # by exit: loss × weight, weight, hits, targets
     samples = 0
     for inputs, target in pairs(loader, split):
-        local.task.check_target(target, tensors_of(inputs))
+        local.task.check_target(target, tensors_of(inputs), local.plan.batch_axis)
         inputs, target = to_device(inputs, device), to_device(target, device)
         size = batch_size(inputs, target)
         samples += size

@@ -114,7 +114,7 @@ class Run:
             self._place(state.batch + 1),
             seeding.Seeded(self.generators, seeding.derive(self.options.seed, 0, state.step)),
         ):
-            self.local.task.check_target(target, tensors_of(inputs))
+            self.local.task.check_target(target, tensors_of(inputs), self.local.plan.batch_axis)
             inputs, target = to_device(inputs, self.device), to_device(target, self.device)
             call = Call.of(inputs)
             stream = self.local.signature.stream(call.args, call.kwargs)
