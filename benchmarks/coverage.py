@@ -1,4 +1,4 @@
-"""Which models can be converted, model by model, each in a fresh process with a time limit.
+"""Which models can be converted, model by model, each in a process of its own with a time limit.
 
     python benchmarks/coverage.py [torchvision|timm|transformers|awkward] [--models REGEX] [--parts 4]
         [--timeout 300] [--rivals] [--markdown FILE] [--json FILE]
@@ -13,51 +13,59 @@ import argparse
 import importlib
 import json
 import re
+import signal
 import sys
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # to find the suites, however this file is started
+sys.path.insert(0, str(Path(__file__).parent.parent))  # to find the suites, however this file is started
 
-from benchmarks.suites import table  # noqa: E402
-from benchmarks.suites.children import run_child  # noqa: E402
+from benchmarks.suites import table
+from benchmarks.suites.checks import Build, check
+from benchmarks.suites.children import run_child
+from benchmarks.suites.rivals import check_rivals
 
 SUITES = ("torchvision", "timm", "transformers", "awkward")
 RIVALS_TIMEOUT_S = 60.0
 Row = dict[str, Any]
 
 
-def arguments() -> argparse.Namespace:
+def arguments(command: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all where omitted")
     parser.add_argument("--models", default="", help="only names in which this expression is found")
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds a model")
     parser.add_argument("--memory-gb", type=float, default=16.0, help="what one model's process may take")
+    parser.add_argument("--steps", action=argparse.BooleanOptionalAction, default=True,
+                        help="train a step with every method, which takes most of the time")
     parser.add_argument("--rivals", action=argparse.BooleanOptionalAction, default=False,
                         help=f"also torch.export and pipeline, {RIVALS_TIMEOUT_S:g} s a model")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     parser.add_argument("--json", type=Path, help="also write all rows, in full, to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(command)
     unknown = set(options.suites) - set(SUITES)
     if unknown:
         parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     return options
 
 
-def main() -> int:
-    options = arguments()
+def main(command: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; the exit status."""
+    options = arguments(command)
     pages, good = [], True
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for suite in options.suites or SUITES:
-        names = importlib.import_module(f"benchmarks.suites.{suite}_models").names()
-        names = [name for name in names if re.search(options.models, name)]
+        module = importlib.import_module(f"benchmarks.suites.{suite}_models")
+        names = [name for name in module.names() if re.search(options.models, name)]
         rows = known.setdefault(suite, {})
         lines = [*table.heading(options.parts, options.rivals)]
         print(f"{suite}\n\n" + "\n".join(lines), flush=True)
         for name in names:
-            rows[name] = completed(rows.get(name, {}), suite, name, options)
+            rows[name] = completed(rows.get(name, {}), partial(module.build, name), name, options)
             lines.append(table.line(rows[name], options.rivals))
             print(lines[-1], flush=True)
             if options.json:
@@ -72,24 +80,21 @@ def main() -> int:
     return 0 if good else 1
 
 
-def completed(row: Row, suite: str, name: str, options: argparse.Namespace) -> Row:
+def completed(row: Row, build: Build, name: str, options: argparse.Namespace) -> Row:
     """The row with what is still missing of it."""
     if not row:
-        row = {"model": name, **child("check", suite, name, options, options.timeout)}
-    if options.rivals and "export" not in row:
-        theirs = child("rivals", suite, name, options, min(RIVALS_TIMEOUT_S, options.timeout))
+        ours = partial(check, build, options.parts, methods=None if options.steps else ())
+        row = {"model": name, **run_child(ours, options.timeout, options.memory_gb)}
+    if options.rivals and not row.keys() & {"export", "rivals failure"}:
+        rivals = partial(check_rivals, build, options.parts)
+        theirs = run_child(rivals, min(RIVALS_TIMEOUT_S, options.timeout), options.memory_gb)
         if "failure" in theirs:
             theirs["rivals failure"] = theirs.pop("failure")
         row = row | theirs
     return row
 
 
-def child(kind: str, suite: str, name: str, options: argparse.Namespace, timeout_s: float) -> Row:
-    """What one process finds out about one model."""
-    script = str(ROOT / "benchmarks" / "suites" / "child.py")
-    command = [sys.executable, script, kind, suite, name, str(options.parts), str(options.memory_gb)]
-    return run_child(command, timeout_s)
-
-
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a model's process ends with this one
     sys.exit(main())

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import coverage
 from benchmarks.suites import Case, checks, table, torchvision_models
-from benchmarks.suites.children import Record, run_child
+from benchmarks.suites.children import Record, Work, run_child
 from benchmarks.suites.compare import flatten, observe, other_batch, same
-from localize import TraceError, to_local
-
-ROOT = Path(__file__).parent.parent
-SAMPLE = ("mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "lraspp_mobilenet_v3_large")
+from localize import TraceError, list_methods, to_local
 
 
 class Net(nn.Module):
@@ -39,39 +44,52 @@ def build() -> Case:
     return Case(Net(), torch.randn(2, 4), torch.tensor([0, 2]), "classification")
 
 
-def row_of(make: Any, parts: int = 3) -> dict[str, Any]:
+def row_of(make: Any, parts: int = 3, methods: Sequence[str] | None = ()) -> dict[str, Any]:
     row: dict[str, Any] = {"model": "net"}
-    checks.check(make, parts, row.__setitem__)
+    checks.check(make, parts, row.__setitem__, methods)
     return row
 
 
 # -------------------------------------------------------------------- the sample
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "lraspp_mobilenet_v3_large"])
 def test_torchvision(name: str) -> None:
     row = row_of(lambda: torchvision_models.build(name), parts=4)
     assert table.right(row), row
     assert row["split"] == "yes"
-    assert table.trained(row), row["step"]
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_nfnet", "starnet_s050"])
+def test_torchvision_with_every_method() -> None:
+    row = row_of(lambda: torchvision_models.build("squeezenet1_1"), parts=4, methods=None)
+    assert table.right(row), row
+    assert set(row["step"]) == set(list_methods())
+    assert set(row["step"].values()) == {"yes"}
+
+
+@pytest.mark.parametrize("name", ["test_vit", "starnet_s050"])
 def test_timm(name: str) -> None:
     pytest.importorskip("timm")
-    from benchmarks.suites import timm_models
-
-    row = row_of(lambda: timm_models.build(name), parts=4)
+    module = importlib.import_module("benchmarks.suites.timm_models")
+    row = row_of(lambda: module.build(name), parts=4)
     assert table.right(row), row
     assert row["split"] == "yes"
-    assert table.trained(row), row["step"]
+
+
+@pytest.mark.parametrize("name", ["bert-classification", "vit-classification"])
+def test_transformers(name: str) -> None:
+    pytest.importorskip("transformers")
+    module = importlib.import_module("benchmarks.suites.transformers_models")
+    row = row_of(lambda: module.build(name), parts=2)
+    assert table.right(row), row
+    assert row["split"] == "yes"
 
 
 # -------------------------------------------------------------------- would it notice?
 
 
 def test_a_right_conversion_is_called_right() -> None:
-    row = row_of(build)
+    row = row_of(build, methods=["scpl", "joint"])
     assert table.right(row), row
     assert not table.wrong(row)
     assert table.trained(row)
@@ -240,51 +258,76 @@ def test_fewer_parts_than_asked_for_are_told() -> None:
 # -------------------------------------------------------------------- processes
 
 
-def script(tmp_path: Path, text: str) -> list[str]:
-    file = tmp_path / "child.py"
-    file.write_text("import sys, json, os, time\nopen(sys.argv[1], 'w').write('{\"captured\": \"yes\"}\\n')\n" + text)
-    return [sys.executable, str(file)]
+def hangs(record: Record) -> None:
+    record("captured", "yes")
+    time.sleep(60)
+
+
+def crashes(record: Record) -> None:
+    record("captured", "yes")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def runs_out_of_memory(record: Record) -> None:
+    record("captured", "yes")
+    bytearray(2**40)
 
 
 @pytest.mark.parametrize(
-    ("text", "failure"),
+    ("work", "failure"),
     [
-        ("time.sleep(60)", "no end after 1 s"),
-        ("os.kill(os.getpid(), 11)", "killed by SIGSEGV"),
-        ("raise MemoryError('too large')", "exit status 1: MemoryError: too large"),
+        (hangs, "no end after 0.5 s"),
+        (crashes, "killed by SIGKILL"),
+        (runs_out_of_memory, "exit status 1: MemoryError"),
     ],
 )
-def test_what_goes_wrong_in_a_process_becomes_a_row(tmp_path: Path, text: str, failure: str) -> None:
-    row = run_child(script(tmp_path, text), timeout_s=1)
+def test_what_goes_wrong_in_a_process_becomes_a_row(work: Work, failure: str) -> None:
+    row = run_child(work, timeout_s=0.5 if work is hangs else 30)
     assert row == {"captured": "yes", "failure": failure}
     assert not table.right(row)
     assert f"**{failure}**" in table.line({"model": "m", **row}, rivals=False)
 
 
-def test_a_child_of_the_child_ends_with_it(tmp_path: Path) -> None:
+def test_a_process_that_ends_well_gives_its_row() -> None:
+    assert run_child(lambda record: record("seconds", 1.5), timeout_s=30) == {"seconds": 1.5}
+
+
+def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    text = (
-        "import subprocess\n"
-        f"grandchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        f"open({str(pid)!r}, 'w').write(str(grandchild.pid)); time.sleep(60)"
-    )
-    run_child(script(tmp_path, text), timeout_s=2)
+
+    def starts_another(record: Record) -> None:
+        pid.write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+        time.sleep(60)
+
+    run_child(starts_another, timeout_s=2)
     state = Path(f"/proc/{pid.read_text()}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
-def test_a_record_survives_line_by_line(tmp_path: Path) -> None:
+def test_a_record_that_broke_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     record = Record(tmp_path / "record")
     record("captured", "yes")
-    record("seconds", 1.5)
-    assert (tmp_path / "record").read_text().splitlines() == ['{"captured": "yes"}', '{"seconds": 1.5}']
+    with (tmp_path / "record").open("a") as stream:
+        stream.write('{"train": "y')
+    assert record.read() == {"captured": "yes"}
 
 
-def test_the_command_writes_a_table_and_its_exit_status_tells(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    command = [sys.executable, str(ROOT / "benchmarks" / "coverage.py"), "torchvision", "--markdown", str(page)]
-    done = subprocess.run([*command, "--models", "^squeezenet1_1$"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "1 of 1 right" in done.stdout
-    assert "| squeezenet1_1 | 1.2 | yes | yes | yes | yes | yes | ok |" in page.read_text()
-    assert subprocess.run([*command[:2], "nosuch"], capture_output=True, check=False).returncode == 2
+def test_the_command_writes_a_table_and_its_exit_status_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = ModuleType("benchmarks.suites.awkward_models")
+    suite.names, suite.build = lambda: ["first", "second", "left out"], lambda name: build()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, suite.__name__, suite)
+    page, rows = tmp_path / "page.md", tmp_path / "rows.json"
+    command = ["awkward", "--models", "first|second", "--parts", "3", "--markdown", str(page), "--json", str(rows)]
+    assert coverage.main(command) == 0
+    assert "2 of 2 right, 0 WRONG, 2 split in 3; 2 of 2" in capsys.readouterr().out
+    assert "| second | 0.000" in page.read_text()
+    found = json.loads(rows.read_text())
+    assert set(found["awkward"]) == {"first", "second"}
+    found["awkward"]["first"]["eval"] = "WRONG: output differs"
+    rows.write_text(json.dumps(found))
+    assert coverage.main(command) == 1, "rows in the file are taken from there"
+    assert "1 of 2 right, 1 WRONG" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        coverage.main(["nosuch"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ _RATE = 1e-4
 _LONGEST = 400  # characters of a message
 
 
-def check(build: Build, parts: int, report: Report) -> None:
+def check(build: Build, parts: int, report: Report, methods: Sequence[str] | None = None) -> None:
     """Fills the row of one model, column by column.
 
     Args:
@@ -36,6 +36,7 @@ def check(build: Build, parts: int, report: Report) -> None:
         parts: how many to split into, where the model can be split into so many.
         report: takes the values of ``Mparams``, ``captured``, ``split``, ``train``, ``eval``, ``batch``, ``step``
             and ``seconds``. A value starts with ``yes``, ``close``, ``WRONG``, ``refused``, ``error`` or ``–``.
+        methods: train a step with each of these, which takes most of the time; with all, where omitted.
     """
     case, twin = build(), build()
     report("Mparams", sum(p.numel() for p in case.model.parameters()) / 1e6)
@@ -51,10 +52,11 @@ def check(build: Build, parts: int, report: Report) -> None:
     report("captured", "yes")
     report("split", "yes" if number == parts else f"{number} parts")
     equal = _check_equality(case, twin, build, local, report)
-    task = task_case(case, twin)
-    del local, twin
-    gc.collect()
-    report("step", step_with_every_method(task, number) if task else {"": "no task"})
+    methods = list_methods() if methods is None else methods
+    if methods:
+        task = task_case(case, twin)
+        del local, twin
+        report("step", steps(task, number, methods) if task else {"": "no task"})
     if equal:
         report("seconds", seconds_of_conversion(build(), number))
 
@@ -143,10 +145,10 @@ def task_case(case: Case, twin: Case) -> Case | None:
     return Case(case.model, case.inputs, torch.randn_like(output), "regression", refused=case.refused)
 
 
-def step_with_every_method(case: Case, parts: int) -> dict[str, str]:
+def steps(case: Case, parts: int, methods: Sequence[str]) -> dict[str, str]:
     """By method: ``yes``, ``declared: …`` where the method says that it cannot, else the failure."""
     found = {}
-    for name in list_methods():
+    for name in methods:
         try:
             found[name] = step(case, name, parts)
         except MethodError as error:
