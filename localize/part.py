@@ -179,7 +179,7 @@ def advance(part: Part, stream: Stream, hidden_only: bool = False) -> tuple[Any,
     if hidden_only and route.hidden is not None:
         return part.run_hidden(*values), {}
     result = part(*values)
-    if not route.gives:
+    if route.primary is None:
         return result, {}
     made = (result,) if len(route.gives) == 1 else result
     above = dict(zip(route.gives, made, strict=True)) | {name: stream[name] for name in route.passes}

@@ -128,7 +128,7 @@ def _named_gaps(traced: TracedModel, profile: Profile, training: bool) -> list[C
     settle_checks(graph, profile)
     gaps = legal_gaps(graph, profile)
     work = [(i, n) for i, n in enumerate(graph.nodes) if is_work(n, profile)]
-    paths = [(n.name, module_path(traced, n), n.op == "call_module") for _, n in work]
+    paths = [(n.name, module_path(traced, n), n.op == "call_module" and n.target not in traced.extras) for _, n in work]
     names = dict(zip([i + 1 for i, _ in work], place_names(paths), strict=True))
     return [_cut_point(gap, names[gap.position], profile) for gap in gaps]
 

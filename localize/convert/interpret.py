@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from localize.convert.flops import FlopCounter
 from localize.convert.traced import TracedModel
+from localize.convert.values import check_value
 from localize.signature import tensors_of
 
 # Their output has the shape and type of their input. Most are slow on fake tensors, so that the run that only
@@ -35,6 +36,9 @@ class Run(fx.Interpreter):
         super().__init__(traced.root, graph=traced.graph(training))
         self._traced = traced
         self._constants = constants
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return None if target is check_value else super().call_function(target, args, kwargs)  # there may be no data
 
     def fetch_attr(self, target: str) -> Any:
         return self._constants[target] if target in self._constants else self._traced.resolve(target)

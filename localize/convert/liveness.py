@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import fx
 
@@ -39,6 +40,7 @@ def legal_gaps(graph: fx.Graph, profile: Profile) -> list[Gap]:
 
     - all that crosses is one plain tensor a name,
     - nothing that crosses is changed in place above,
+    - nobody above reads from a node below past the graph,
     - a floating-point tensor that depends on a parameter below and has a batch axis crosses, and
     - there are parameters on both sides.
     """
@@ -48,9 +50,10 @@ def legal_gaps(graph: fx.Graph, profile: Profile) -> list[Gap]:
         return []
     depends_on = dependencies(nodes, profile)
     last_change = _last_changes(nodes)
+    linked = _linked(nodes)
     gaps = []
     for position, live in _live_values(nodes, profile):
-        if not readers[0] < position <= readers[-1]:
+        if not readers[0] < position <= readers[-1] or linked[position]:
             continue
         if not all(_may_cross(n, profile, last_change, position) for n in live):
             continue
@@ -125,6 +128,18 @@ def _may_cross(node: fx.Node, profile: Profile, last_change: dict[int, int], pos
 def _last_changes(nodes: list[fx.Node]) -> dict[int, int]:
     """Index of the last node that writes into each storage."""
     return {key: i for i, node in enumerate(nodes) for key in node.meta.get("mutates", ())}
+
+
+def _linked(nodes: list[fx.Node]) -> list[int]:
+    """By position: how many links run over the gap."""
+    order = {node: i for i, node in enumerate(nodes)}
+    changes = [0] * (len(nodes) + 1)
+    for i, node in enumerate(nodes):
+        for source in node.meta.get("links", ()):
+            if source in order:
+                changes[order[source] + 1] += 1
+                changes[i + 1] -= 1
+    return list(accumulate(changes))
 
 
 def dependencies(nodes: list[fx.Node], profile: Profile) -> dict[str, int]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from localize.convert.audit import SideRead
+
 
 class TrainingFlag(nn.Module):
     """Gives its owner's ``training`` flag when it runs. It refers to the owner without being its parent."""
@@ -44,6 +46,10 @@ class Extras:
     def constant(self, tensor: Tensor) -> str:
         """Target of a tensor that is neither a parameter nor a buffer."""
         return self._add("constant", ("constant", id(tensor)), tensor)
+
+    def read(self, owner: nn.Module, attribute: str, key: Any) -> str:
+        """Target of the module that reads what ``owner``'s forward left on it."""
+        return self._add("left", ("left", id(owner), attribute, key), SideRead(owner, attribute, key))
 
     def module(self, module: nn.Module) -> str:
         """Target of a module that is not registered in the root, for instance one made in a forward."""
@@ -94,6 +100,10 @@ def _same(first: Any, second: Any) -> bool:
 
 def merge_aliases(graph: fx.Graph, other: fx.Graph) -> None:
     """Adds what aliases and mutates what in the other mode: a cut must be legal in both."""
-    for mine, theirs in zip(graph.nodes, other.nodes, strict=True):
+    twin = dict(zip(other.nodes, graph.nodes, strict=True))
+    for theirs, mine in twin.items():
         for key in ("storages", "mutates"):
             mine.meta[key] = mine.meta[key] | theirs.meta[key]
+        links = frozenset(twin[node] for node in theirs.meta.get("links", ()) if node in twin)
+        if links:
+            mine.meta["links"] = mine.meta.get("links", frozenset()) | links

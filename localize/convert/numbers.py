@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from localize.convert.obstacle import user_location
-from localize.convert.sizes import RecordedInt, check_size
+from localize.convert.sizes import RecordedInt, check_size, recorded
 
 
 class Origin(IntEnum):
@@ -41,7 +41,7 @@ class Numbers:
     def __init__(self, writer: Writer) -> None:
         self.last_placeholder: fx.Node | None = None
         self._writer = writer
-        self._sizes: dict[tuple[Any, ...], RecordedInt] = {}
+        self._sizes: dict[tuple[Any, ...], int] = {}
         self._devices: dict[int, tuple[torch.device, Callable[[], fx.Node]]] = {}
         self._guards: set[tuple[Any, ...]] = set()
 
@@ -61,7 +61,7 @@ class Numbers:
             return value
         key = (source, method, *args)
         if key not in self._sizes:
-            self._sizes[key] = RecordedInt(
+            self._sizes[key] = recorded(
                 value, self, lambda: self._behind(source, "call_method", method, args)
             )
         return self._sizes[key]

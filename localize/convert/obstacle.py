@@ -18,9 +18,10 @@ class Obstacle(BaseException):
     Not an ``Exception``: a user's own ``except Exception`` inside a forward must not swallow it.
     """
 
-    def __init__(self, reason: str, scope: str, where: str) -> None:
+    def __init__(self, reason: str, scope: str, where: str, guardable: bool = False) -> None:
+        """``guardable``: where the module must not become a leaf, a check at run time will do."""
         super().__init__(f"{where}, in {describe_scope(scope)}: {reason}")
-        self.reason, self.scope, self.where = reason, scope, where
+        self.reason, self.scope, self.where, self.guardable = reason, scope, where, guardable
 
 
 def describe_scope(scope: str) -> str:

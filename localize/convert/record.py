@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from localize.convert.audit import Audit
 from localize.convert.constants import Constants
 from localize.convert.leaves import LeafPolicy
 from localize.convert.modes import Extras, merge_aliases, same_graph
@@ -91,7 +92,8 @@ class _Session:
             stack.enter_context(torch.enable_grad())
             inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in self._leaves]
             constants = Constants(state.modules, state.attributes)
-            writer = GraphWriter(self._model, self._extras, constants, self._storage_numbers)
+            audit = Audit(state, (*self._model.parameters(), *self._model.buffers()))
+            writer = GraphWriter(self._model, self._extras, constants, audit, self._storage_numbers)
             stack.callback(writer.close)
             for name, tensor in zip(self._signature.names, inputs, strict=True):
                 writer.placeholder(name, tensor)
@@ -106,7 +108,7 @@ class _Session:
         recorder = Recorder(self._model, writer, self._policy, self._watch_random)
         generators = RandomState()
         try:
-            with _patched(recorder), recorder:
+            with writer.audit, _patched(recorder), writer.regions.noticed(lambda: recorder.listens), recorder:
                 output = self._model(*args, **kwargs)
         except LocalizeError:
             raise
@@ -159,6 +161,8 @@ class _Session:
         self._restarts += 1
         if obstacle.scope == "" and self._watch_random and obstacle.where == "the forward":
             return  # once more, watching
+        if obstacle.guardable and self._policy.guard(obstacle.scope):
+            return
         if obstacle.scope == "" or self._restarts > MAX_RESTARTS:
             raise TraceError(f"The model cannot be captured. {_explain(obstacle)}") from obstacle
         if not self._policy.keep_whole(obstacle.scope, str(obstacle)):
@@ -194,6 +198,10 @@ class _Session:
         for path, reason in self._policy.opaque.items():
             reasons.setdefault(reason, []).append(path)
         notes = [f"kept whole: {', '.join(paths)} ({reason})" for reason, paths in reasons.items()]
+        notes += [
+            f"decides on values at {where} ({reader}): checked at every call"
+            for where, reader in self._policy.guarded.items()
+        ]
         return notes if agree else [*notes, "train and eval mode do different things: two graphs"]
 
 

@@ -27,7 +27,7 @@ from localize.convert.numbers import Origin
 from localize.convert.obstacle import user_location
 from localize.convert.restore import RandomState
 from localize.convert.sizes import check_count, plain
-from localize.convert.values import check_value
+from localize.convert.values import check_value, is_guardable
 from localize.convert.writer import GraphWriter
 
 Call = Callable[..., Any]
@@ -48,7 +48,6 @@ class Recorder(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._paused = False
         self._flags: dict[str, fx.Node] = {}
-        self._autocast = _autocast_state()
         self._random = RandomState() if watch_random else None
 
     @property
@@ -84,11 +83,12 @@ class Recorder(TorchFunctionMode):
         nodes, named_nodes = self._writer.argument(args), self._writer.argument(kwargs)
         versions = _versions((args, kwargs))
         with self._pause():
-            result = call(module, *plain(args), **plain(kwargs))
+            with self._writer.audit.leaf(tensors_of((args, kwargs))) as watch:
+                result = call(module, *plain(args), **plain(kwargs))
             if self._random is not None:
                 self._random = RandomState()
-            node = self._writer.create("call_module", target, nodes, named_nodes)
-            self._writer.origins[node] = Origin.DATA
+            node = self._writer.call_leaf(target, module, nodes, named_nodes)
+            self._writer.audit.close(watch, node)
             changed = _changed(versions)
             if getattr(module, "inplace", False) is True:
                 changed += [t for t in args[:1] if isinstance(t, Tensor)]
@@ -138,7 +138,7 @@ class Recorder(TorchFunctionMode):
         versions = _versions((args, kwargs))
         with self._pause():
             result = call(*plain(args), **plain(kwargs))
-            node = self._writer.create("call_function", autograd_function(kind), *nodes)
+            node = self._writer.call("call_function", autograd_function(kind), *nodes)
             return self._record_result(node, result, _changed(versions))
 
     def _call_function(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -153,7 +153,7 @@ class Recorder(TorchFunctionMode):
             return result
         nodes, named_nodes = self._arguments(func, args, kwargs)
         op, target, nodes = graph_call(func, name, nodes)
-        node = self._writer.create(op, target, nodes, named_nodes)
+        node = self._writer.call(op, target, nodes, named_nodes)
         if name in RANDOM:
             self._writer.origins[node] = Origin.DATA
         if name in SPLITTERS:
@@ -162,8 +162,8 @@ class Recorder(TorchFunctionMode):
 
     def _record_result(self, node: fx.Node, result: Any, changed: list[Tensor]) -> Any:
         """Binds what a call gave, and notes what it changed."""
-        if _autocast_state() != self._autocast:
-            raise self._writer.obstacle("autocast is switched inside the forward")
+        if not self._writer.regions.account_for_state():
+            raise self._writer.obstacle("autocast is switched inside the forward, and not by torch.autocast")
         if changed and not torch.is_grad_enabled() and any(t.requires_grad for t in changed):
             raise self._writer.obstacle("a tensor that needs a gradient is changed in place under no_grad")
         result = self._writer.bind(result, node, in_place=bool(changed))
@@ -224,10 +224,15 @@ class Recorder(TorchFunctionMode):
             return value
         # torch's own containers only look at masks, to choose a kernel; the masks are the same at every call.
         by_torch = name == "__bool__" and is_library(self._modules[self._writer.scope])
-        if len(nodes) == 1 and isinstance(value, bool | int | float) and (origin is Origin.SIZE or by_torch):
-            self._writer.create("call_function", check_value, (nodes[0], name, value, user_location()))
+        by_size = origin is Origin.SIZE and isinstance(value, bool | int | float)
+        can_guard = is_guardable(value) and hasattr(Tensor, name)
+        if by_size or (can_guard and (by_torch or self._policy.guards(self._writer.scope))):
+            arguments = self._writer.argument(args), self._writer.argument(kwargs)
+            where = user_location()
+            self._policy.guarded.setdefault(where, name)
+            self._writer.create("call_function", check_value, (name, value, where, *arguments[0]), arguments[1])
             return value
-        raise self._writer.obstacle(f"Python depends on a tensor's values ({name})")
+        raise self._writer.obstacle(f"Python depends on a tensor's values ({name})", guardable=can_guard)
 
 
 def _versions(value: Any) -> list[tuple[Tensor, int]]:
@@ -237,11 +242,6 @@ def _versions(value: Any) -> list[tuple[Tensor, int]]:
 
 def _changed(versions: list[tuple[Tensor, int]]) -> list[Tensor]:
     return [t for t, version in versions if version >= 0 and t._version != version]
-
-
-def _autocast_state() -> tuple[Any, ...]:
-    kinds = ("cpu", "cuda")
-    return tuple(torch.is_autocast_enabled(k) and torch.get_autocast_dtype(k) for k in kinds)
 
 
 def _property_name(func: Any) -> str:

@@ -4,40 +4,72 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _CONTAINERS = (list, dict, set)
 _TABLES = ("_parameters", "_buffers", "_modules")  # of nn.Module: what is registered
 
 
+_WRITTEN = WeakTensorKeyDictionary()  # parameters that some forward was seen to write into
+
+
 class ModelState:
-    """A snapshot of everything a forward may change on models; parameters' values are not copied."""
+    """A snapshot of everything a forward may change on models.
+
+    Parameters' values are copied only where a forward is known to write into them (a moving average, a weight
+    norm); the recording, which comes first, finds that out with ``keep_written``.
+    """
 
     def __init__(self, *models: nn.Module) -> None:
         self.modules = list(dict.fromkeys(module for model in models for module in model.modules()))
         self.attributes = [dict(vars(module)) for module in self.modules]
         self.contents = [_contents(attributes) for attributes in self.attributes]
+        self.objects = [(thing, dict(vars(thing))) for thing in _plain_objects(self.attributes)]
         self.training = [module.training for module in self.modules]
-        buffers = {id(buffer): buffer for model in models for buffer in model.buffers()}
         parameters = {id(parameter): parameter for model in models for parameter in model.parameters()}
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
+        own = {id(t): t for model in models for t in model.buffers()} | _held(self.attributes)
+        own |= {key: p for key, p in parameters.items() if p in _WRITTEN}
+        self.values = [(tensor, tensor.detach().clone()) for tensor in own.values()]
+        self.data = [(tensor, tensor.data) for tensor in (*own.values(), *parameters.values())]
         self.grads = [(parameter, parameter.grad) for parameter in parameters.values()]
+        self._writable: dict[int, Tensor] | None = None
+
+    def keep_written(self, tensor: Any) -> None:
+        """``tensor`` is about to be written into: if that is a parameter, its value is kept."""
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            return
+        if self._writable is None:
+            self._writable = {p.untyped_storage()._cdata: p for p, _ in self.grads if p.layout is torch.strided}
+        parameter = self._writable.get(tensor.untyped_storage()._cdata)
+        if parameter is not None and parameter not in _WRITTEN:
+            _WRITTEN[parameter] = True
+            self.values.append((parameter, parameter.detach().clone()))
 
     def restore(self) -> None:
-        """Puts everything back, buffers' values in place."""
+        """Puts everything back, values in place."""
         for module, attributes, contents in zip(self.modules, self.attributes, self.contents, strict=True):
             _restore_attributes(module, attributes, contents)
         for module, flag in zip(self.modules, self.training, strict=True):
             if module.training is not flag:
                 module.training = flag
+        for thing, attributes in self.objects:
+            now = vars(thing)
+            if now.keys() != attributes.keys() or any(now[name] is not value for name, value in attributes.items()):
+                now.clear()
+                now.update(attributes)
+        for tensor, data in self.data:
+            if tensor.layout is torch.strided and not tensor.is_set_to(data):  # its .data was exchanged
+                tensor.data = data
         with torch.no_grad():
-            for buffer, value in self.buffers:
-                buffer.copy_(value)
+            for tensor, value in self.values:
+                tensor.detach().copy_(value)
         for parameter, grad in self.grads:
             if parameter.grad is not grad:
                 parameter.grad = grad
@@ -54,6 +86,30 @@ class ModelState:
                 yield from (
                     (module, key) for key, old in contents.get(name, {}).items() if table.get(key) is not old
                 )
+
+
+def _held(attributes: Iterable[dict[str, Any]]) -> dict[int, Tensor]:
+    """The tensors among plain attributes, and one level down in lists, tuples and dicts, by ``id``."""
+    found: dict[int, Tensor] = {}
+    for table in attributes:
+        for name, value in table.items():
+            if name in _TABLES:
+                continue
+            items = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
+            found.update((id(item), item) for item in items if isinstance(item, Tensor))
+    return found
+
+
+def _plain_objects(attributes: Iterable[dict[str, Any]]) -> list[Any]:
+    """Objects with attributes of their own that modules refer to: what several may use as a letter box."""
+    kinds = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
+    found = {
+        id(value): value
+        for table in attributes
+        for value in table.values()
+        if type(getattr(value, "__dict__", None)) is dict and not isinstance(value, kinds)
+    }
+    return list(found.values())
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, Any]:

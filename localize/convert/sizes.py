@@ -11,13 +11,15 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, fx
 
 from localize.errors import TraceError
 
 ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
+_METHODS = frozenset(name for name in dir(int) if not name.startswith("_"))  # bit_length and the like
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 
@@ -32,31 +34,31 @@ class SizeSink(Protocol):
     def emit_guard(self, value: RecordedInt, comparison: str, other: int, outcome: bool) -> None: ...
 
 
-class RecordedInt(int):
+class RecordedInt(torch.SymInt):
     """An integer with the node that computes it. The node is made on first use: most sizes are never used.
 
-    CPython hides a few readers of an int subclass: a float on the left (``0.5 * n``), list indices and slices.
-    They get the plain number without a guard; the check at a second batch size finds what goes wrong by that.
+    To torch's functions it is a symbolic integer, which they hand to the recorder as it is. To Python it looks like
+    an ``int`` but is none, so that whatever wants a plain number (a list's index, a float on the left, ``range``,
+    ``hash``, text) has to ask for it, and so leaves a guard.
     """
 
     sink: SizeSink
-    _node: fx.Node | Callable[[], fx.Node]
 
-    def __new__(cls, value: int, sink: SizeSink, node: fx.Node | Callable[[], fx.Node]) -> RecordedInt:
-        self = super().__new__(cls, value)
+    def __init__(self, value: int, sink: SizeSink, node: fx.Node | Callable[[], fx.Node]) -> None:
+        self.plain = value
+        """The ordinary integer, without a guard."""
         self.sink, self._node = sink, node
-        return self
 
     @property
-    def node(self) -> fx.Node:
+    def __class__(self) -> type:  # type: ignore[override, unused-ignore]  # what isinstance(n, int) asks for
+        return int
+
+    @property
+    def graph_node(self) -> fx.Node:
+        """The node that computes it, made now if it has to be."""
         if not isinstance(self._node, fx.Node):
             self._node = self._node()
         return self._node
-
-    @property
-    def plain(self) -> int:
-        """The ordinary integer, without a guard."""
-        return int.__int__(self)
 
     def pin(self) -> int:
         """The ordinary integer, with a guard that the captured program only runs where it is the same."""
@@ -64,49 +66,67 @@ class RecordedInt(int):
             self.sink.emit_guard(self, "eq", self.plain, True)
         return self.plain
 
-    def __neg__(self) -> int:
+    def __neg__(self) -> Any:
         if not self.sink.is_open:
             return -self.plain
-        return RecordedInt(-self.plain, self.sink, self.sink.emit_size(operator.neg, self))
+        return recorded(-self.plain, self.sink, self.sink.emit_size(operator.neg, self))
 
-    def __abs__(self) -> int:
-        return -self if self < 0 else self
+    def __abs__(self) -> Any:
+        return -self if self < 0 else self.__pos__()
+
+    def __invert__(self) -> Any:
+        return -self - 1
 
     def __bool__(self) -> bool:
-        return self != 0
+        return bool(self != 0)
 
-    def __divmod__(self, other: int) -> tuple[int, int]:
+    def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
-    def __truediv__(self, other: int) -> float:
-        return pinned(self) / pinned(other)  # type: ignore[no-any-return]
+    def __truediv__(self, other: Any) -> Any:
+        return NotImplemented if isinstance(other, Tensor) else self.pin() / pinned(other)
 
-    def __rtruediv__(self, other: int) -> float:
-        return pinned(other) / pinned(self)  # type: ignore[no-any-return]
+    def __rtruediv__(self, other: Any) -> Any:
+        return NotImplemented if isinstance(other, Tensor) else pinned(other) / self.pin()
 
-    def __float__(self) -> float:
-        return float(self.pin())
-
-    def __int__(self) -> int:
-        return self.pin()
-
-    def __index__(self) -> int:
-        return self.pin()
-
-    def __pos__(self) -> int:
+    def __pos__(self) -> Any:
         return self
 
     __trunc__ = __floor__ = __ceil__ = __pos__
 
-    def __round__(self, digits: Any = None) -> int:
+    def __round__(self, digits: Any = None) -> Any:
         return self if digits is None else round(self.pin(), digits)
+
+    def __int__(self) -> int:
+        return self.pin()
+
+    __index__ = __int__
+
+    def __float__(self) -> float:
+        return float(self.pin())
+
+    def __complex__(self) -> complex:
+        return complex(self.pin())
 
     def __hash__(self) -> int:
         if str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] == "einops":
             raise TypeError(
                 "symbolic sizes cannot be hashed"
             )  # which tells einops not to take them from its cache
-        return hash(self.plain)
+        return hash(self.pin())
+
+    def __repr__(self) -> str:
+        return repr(self.pin())
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(self.pin(), spec)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _METHODS:
+            raise AttributeError(f"an int has no attribute {name!r}")
+        return getattr(self.pin(), name)
 
     def __copy__(self) -> int:
         return self.plain
@@ -116,6 +136,14 @@ class RecordedInt(int):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (self.plain,)
+
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+
+def recorded(value: int, sink: SizeSink, node: fx.Node | Callable[[], fx.Node]) -> int:
+    """A recorded integer, as the ``int`` that it passes for."""
+    return cast(int, RecordedInt(value, sink, node))
 
 
 def pinned(value: Any) -> Any:
@@ -140,35 +168,37 @@ def plain(value: Any) -> Any:
 
 
 def _arithmetic(name: str, reflected: bool) -> Callable[[RecordedInt, Any], Any]:
-    compute = getattr(int, f"__{'r' if reflected else ''}{name}__")
     function = getattr(operator, f"{name}_" if name in ("and", "or") else name)
 
     def method(self: RecordedInt, other: Any) -> Any:
-        value = compute(self.plain, other)
+        if isinstance(other, Tensor):
+            return NotImplemented  # its own arithmetic takes the integer along
+        right = other.plain if isinstance(other, RecordedInt) else other
+        if not isinstance(right, int):  # a float, a list that is repeated
+            return function(right, self.pin()) if reflected else function(self.pin(), right)
+        value = function(right, self.plain) if reflected else function(self.plain, right)
         if not self.sink.is_open:
             return value
-        if value is NotImplemented:  # other decides what happens next; only tensors take the node along
-            if not isinstance(other, Tensor):
-                self.pin()
+        if not isinstance(value, int):  # a negative power
+            self.pin(), pinned(other)
             return value
-        if not isinstance(value, int):
-            return pinned(other) and self.pin() and value
         args = (other, self) if reflected else (self, other)
-        return RecordedInt(value, self.sink, self.sink.emit_size(function, *args))
+        return recorded(value, self.sink, self.sink.emit_size(function, *args))
 
     return method
 
 
 def _comparison(name: str) -> Callable[[RecordedInt, Any], Any]:
-    compute = getattr(int, f"__{name}__")
+    function = getattr(operator, name)
 
     def method(self: RecordedInt, other: Any) -> Any:
-        outcome = compute(self.plain, other)
+        if isinstance(other, Tensor):
+            return NotImplemented
+        if not isinstance(other, int):
+            return function(self.pin(), other) if isinstance(other, float) else NotImplemented
+        outcome = function(self.plain, other.plain if isinstance(other, RecordedInt) else other)
         if self.sink.is_open:
-            if isinstance(other, int):
-                self.sink.emit_guard(self, name, other, outcome)
-            elif isinstance(other, float):
-                self.pin()
+            self.sink.emit_guard(self, name, other, outcome)
         return outcome
 
     return method
@@ -210,19 +240,7 @@ def check_count(values: Any, count: int, where: str) -> None:
 
 
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-_range, _len = builtins.range, builtins.len
-
-
-class _RangeType(type):
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, _range)
-
-
-class _PinningRange(metaclass=_RangeType):
-    """``range`` reads an int subclass without asking it, so that a loop would be unrolled without a guard."""
-
-    def __new__(cls, *args: Any) -> Any:
-        return _range(*[pinned(arg) for arg in args])
+_len = builtins.len
 
 
 def _sized_len(value: Any) -> int:
@@ -232,10 +250,9 @@ def _sized_len(value: Any) -> int:
 
 @contextmanager
 def sized_builtins() -> Iterator[None]:
-    """While it lasts, ``range`` and ``len`` respect recorded integers. For all others they are as always."""
-    builtins.range = _PinningRange  # type: ignore[misc]
+    """While it lasts, the length of a tensor is a recorded integer. For all others ``len`` is as always."""
     builtins.len = _sized_len
     try:
         yield
     finally:
-        builtins.range, builtins.len = _range, _len  # type: ignore[misc]
+        builtins.len = _len

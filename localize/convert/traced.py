@@ -24,7 +24,8 @@ class TracedModel:
         - the ``output`` node holds a flat tuple: the leaves that ``outputs[mode]`` puts together again;
         - ``node.meta["scope"]``: path of the module whose forward the node was recorded in ("" for the root);
         - ``node.meta["storages"]``: frozenset of keys of the storages behind the node's value(s);
-        - ``node.meta["mutates"]``: frozenset of keys of the storages that the node writes in place.
+        - ``node.meta["mutates"]``: frozenset of keys of the storages that the node writes in place;
+        - ``node.meta["links"]``: frozenset of earlier nodes that the node reads from past the graph; absent if none.
 
     ``train_graph is eval_graph`` where the model does the same in both modes (leaf modules look at their own
     ``training`` flag when they run; so do functional calls that are given ``self.training``).

@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from localize.convert.audit import Audit, SideRead, find_left
 from localize.convert.constants import Constants
 from localize.convert.modes import Extras
 from localize.convert.naming import registered_names
 from localize.convert.numbers import Numbers, Origin
 from localize.convert.obstacle import Obstacle, user_location
-from localize.convert.sizes import RecordedInt
+from localize.convert.regions import InAutocast, Method, Regions, call
+from localize.convert.sizes import RecordedInt, recorded
+from localize.convert.values import check_result
+from localize.part import kind_of
 
 _PLAIN = (
     int,
@@ -32,11 +36,14 @@ _PLAIN = (
 )
 
 
+_FIXED = (bool, float, complex, str)  # beside tensors, a module may return these: they must not change
+
+
 class GraphWriter:
     """A graph under construction. Every tensor it has seen stays alive, so that ``id`` names it for good."""
 
     def __init__(
-        self, root: nn.Module, extras: Extras, constants: Constants, storage_numbers: Iterator[int]
+        self, root: nn.Module, extras: Extras, constants: Constants, audit: Audit, storage_numbers: Iterator[int]
     ) -> None:
         self.graph = fx.Graph()
         self.extras = extras
@@ -50,7 +57,10 @@ class GraphWriter:
         self._attributes: dict[str, fx.Node] = {}
         self._storage_numbers = storage_numbers
         self._storages: dict[int, int] = {}
+        self._leaf_calls: list[tuple[fx.Node, nn.Module]] = []
         self.numbers = Numbers(self)
+        self.audit = audit
+        self.regions = Regions(kind_of(root)[0])
 
     @property
     def scope(self) -> str:
@@ -71,6 +81,26 @@ class GraphWriter:
         """A node whose arguments are graph values already (see ``argument``)."""
         node = self.graph.create_node(op, target, args, kwargs or {})
         self._describe(node, max((self.origins[n] for n in node.all_input_nodes), default=Origin.CONSTANT))
+        return node
+
+    def call(
+        self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> fx.Node:
+        """A node that computes something: in an autocast region, it does so in the same region again."""
+        regions = self.regions.here
+        if not regions:
+            return self.create(op, target, args, kwargs)
+        if op == "call_method":
+            target = Method(target)
+        elif op == "call_module":
+            args, target = (self.create("get_attr", target), *args), call
+        return self.create("call_function", InAutocast(target, regions), args, kwargs)
+
+    def call_leaf(self, target: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """The node of a module that is called as it is."""
+        node = self.call("call_module", target, args, kwargs)
+        self.origins[node] = Origin.DATA
+        self._leaf_calls.append((node, module))
         return node
 
     def _describe(self, node: fx.Node, origin: Origin) -> None:
@@ -98,6 +128,7 @@ class GraphWriter:
     def close(self) -> None:
         """Lets go of all tensors; recorded integers that survive are ordinary from now on."""
         self.is_open = False
+        self._leaf_calls.clear()
         self._nodes.clear()
         self._alive.clear()
         self.numbers.clear()
@@ -109,7 +140,7 @@ class GraphWriter:
         if isinstance(value, Tensor):
             return self.node_of(value)
         if isinstance(value, RecordedInt):
-            return value.node if value.sink is self.numbers else value.plain
+            return value.graph_node if value.sink is self.numbers else value.plain
         if isinstance(value, torch.device):
             return self.numbers.device_node(value) or value
         if isinstance(value, _PLAIN):
@@ -146,14 +177,31 @@ class GraphWriter:
             return self.attribute(name, tensor, Origin.DATA)
         if self._constants.holds(tensor):
             return self.attribute(self.extras.constant(tensor), tensor, Origin.CONSTANT)
+        node = self._left_on_leaf(tensor)
+        if node is not None:
+            return node
         raise self.obstacle(
             f"a tensor {tuple(tensor.shape)} was made by an operation that the recorder cannot see (NumPy, a compiled "
             "or scripted function) or came from another module by a side channel"
         )
 
-    def obstacle(self, reason: str) -> Obstacle:
+    def _left_on_leaf(self, tensor: Tensor) -> fx.Node | None:
+        """The node that reads a tensor which a leaf left on one of its attributes, made right behind the leaf's."""
+        for leaf, module in reversed(self._leaf_calls):
+            place = find_left(tensor, module)
+            if place is None:
+                continue
+            with self.graph.inserting_after(leaf):
+                node = self.create("call_module", self.extras.read(*place), (leaf,))
+            node.meta.update(scope=leaf.meta["scope"], links=frozenset((leaf,)))
+            self.origins[node] = Origin.DATA
+            self._remember(tensor, node)
+            return node
+        return None
+
+    def obstacle(self, reason: str, guardable: bool = False) -> Obstacle:
         """What to raise where the module whose forward runs cannot be recorded."""
-        return Obstacle(reason, self.scope, user_location())
+        return Obstacle(reason, self.scope, user_location(), guardable)
 
     # -- results → nodes
 
@@ -167,7 +215,10 @@ class GraphWriter:
         if isinstance(value, Tensor):
             return self._bind_tensor(value, node, in_place)
         if type(value) is int:
-            return RecordedInt(value, self.numbers, node)
+            return recorded(value, self.numbers, node)
+        if type(value) in _FIXED:
+            self.create("call_function", check_result, (node, value, user_location()))
+            return value
         if not _matters(value):
             return value
         if isinstance(value, tuple | list):
@@ -216,6 +267,7 @@ class GraphWriter:
         node.meta["storages"] |= self.storage(tensor)
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
+        self.audit.made(tensor, node)
 
     def storage(self, tensor: Tensor) -> frozenset[int]:
         """The number of a tensor's storage; empty for layouts that have none."""
@@ -238,7 +290,7 @@ class GraphWriter:
 
 def _matters(value: Any) -> bool:
     """Whether a result holds tensors or integers, whose provenance counts."""
-    if isinstance(value, Tensor) or type(value) is int:
+    if isinstance(value, Tensor) or type(value) is int or type(value) in _FIXED:
         return True
     if isinstance(value, tuple | list):
         return any(_matters(item) for item in value)

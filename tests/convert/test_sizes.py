@@ -48,8 +48,8 @@ def test_arithmetic_emits(name: str, reflected: bool, sink: Sink) -> None:
     result = function(20, n) if reflected else function(n, 4)
     assert result == (function(20, 6) if reflected else function(6, 4))
     assert isinstance(result, RecordedInt)
-    assert result.node.target is function
-    assert result.node.args == ((20, 6) if reflected else (6, 4))
+    assert result.graph_node.target is function
+    assert result.graph_node.args == ((20, 6) if reflected else (6, 4))
 
 
 def test_comparisons_guard(sink: Sink) -> None:
