@@ -31,7 +31,7 @@ class Awkward:
     ``refused``: the pattern of the error that must be raised at conversion; with ``guarded``, at the latest when it
     runs. ``guarded``: the pattern of the error that may be raised when it runs on other inputs than the example.
     ``loss``: of the whole output, where that is not logits (N, C). ``random``: its train mode draws random numbers.
-    ``scratch``: attributes of the root that nobody reads but its own forward, so that the parts need not set them.
+    ``scratch``: attributes that nobody reads but the model's own forward, so that the parts need not set them.
     """
 
     name: str

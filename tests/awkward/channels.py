@@ -107,7 +107,7 @@ class Taker(nn.Module):
         return self.linear(x) + self.box.value
 
 
-@root()
+@root(scratch=("writer.box", "taker.box"))
 class SharedObject(nn.Module):
     """Two blocks share a plain Python object, through which a tensor goes."""
 

@@ -34,24 +34,30 @@ class Wrong(Exception):
     """The converted model did something else than the model."""
 
 
-def examine(entry: Awkward, verify: bool) -> Outcome:
-    """Converts the model in two parts and runs it beside its twin: twice in train mode, in eval mode, on other
-    sizes and on other values, in train mode again."""
-    if verify:
-        refusal = _refusal_of_verify(entry)
-        return refusal if refusal is not None else _compared(entry)  # verifying does not change what the parts do
-    return _compared(entry)
-
-
 @functools.cache
-def _compared(entry: Awkward) -> Outcome:
+def examine(entry: Awkward) -> tuple[Outcome, Outcome]:
+    """How the conversion goes without ``verify``, and with it.
+
+    Verifying changes nothing about the parts: a second conversion is needed only where it refuses the first.
+    """
     twin, model = entry.model(), entry.model()
-    local = _converted(entry, model, verify=False)
-    if isinstance(local, Outcome):
-        return local
+    local = _converted(entry, model, verify=True)
+    if isinstance(local, LocalModel):
+        outcome = _compared(entry, twin, local)
+        return outcome, outcome
+    model = entry.model()
+    unverified = _converted(entry, model, verify=False)
+    if isinstance(unverified, Outcome):
+        return unverified, local
+    return _compared(entry, twin, unverified), local
+
+
+def _compared(entry: Awkward, twin: nn.Module, local: LocalModel) -> Outcome:
+    """Runs the converted model beside its twin: twice in train mode, in eval mode, on other sizes and on other
+    values, in train mode again."""
     guards: list[str] = []
     try:
-        _compare_state("conversion", twin, model, ())
+        _compare_state("conversion", twin, local.to_standard(), ())
         for title, training, batch, seed, sign in _STEPS:
             call = Call.of(_signed(entry.inputs(batch, seed), sign))
             guard = _step(title, twin, local, call, training, entry.scratch)
@@ -62,19 +68,6 @@ def _compared(entry: Awkward) -> Outcome:
     except Wrong as error:
         return Outcome("wrong", str(error))
     return Outcome("guarded", guards[0], tuple(guards)) if guards else Outcome("right")
-
-
-def _refusal_of_verify(entry: Awkward) -> Outcome | None:
-    """None where ``verify`` lets the parts pass, and leaves the model as it was."""
-    twin, model = entry.model(), entry.model()
-    local = _converted(entry, model, verify=True)
-    if isinstance(local, Outcome):
-        return local
-    try:
-        _compare_state("conversion", twin, model, ())
-    except Wrong as error:
-        return Outcome("wrong", str(error))
-    return None
 
 
 def _converted(entry: Awkward, model: nn.Module, verify: bool) -> LocalModel | Outcome:
@@ -235,20 +228,19 @@ def _compare_gradients(title: str, twin: nn.Module, model: nn.Module) -> None:
             _compare(f"{title}: gradient of {name}", one.grad, other.grad)
 
 
+_NOTHING = "no such attribute"
 _UNTOLD = re.compile("^_(?!buffers$|parameters$)")  # nn.Module's own tables, and what users call private
 
 
 def _compare_state(title: str, twin: nn.Module, model: nn.Module, scratch: Sequence[str]) -> None:
-    """Parameters, buffers and plain attributes of all modules, but for ``scratch`` of the root."""
+    """Parameters, buffers and plain attributes of all modules, but for those in ``scratch``."""
     theirs, mine = dict(twin.named_modules()), dict(model.named_modules())
     if list(theirs) != list(mine):
         raise Wrong(f"{title}: the modules are {list(mine)} instead of {list(theirs)}")
     for path, module in theirs.items():
         where = f"{title}: state of {path or 'the root'}"
-        left_out = scratch if path == "" else ()
-        _compare(where, _state_of(module, left_out), _state_of(mine[path], left_out))
-
-
-def _state_of(module: nn.Module, scratch: Sequence[str]) -> dict[str, Any]:
-    names = (name for name in sorted(vars(module)) if not _UNTOLD.match(name) and name not in scratch)
-    return {name: vars(module)[name] for name in names}
+        prefix = f"{path}." if path else ""
+        for name in vars(module).keys() | vars(mine[path]).keys():
+            if not _UNTOLD.match(name) and prefix + name not in scratch:
+                one, other = vars(module).get(name, _NOTHING), vars(mine[path]).get(name, _NOTHING)
+                _compare(f"{where}: {name}", one, other)
