@@ -1,9 +1,13 @@
-"""The best places to cut: exact min-max partition of a line into contiguous parts. No torch, no graphs.
+"""The best places to cut: min-max partition of a line into contiguous parts. No models, no graphs.
 
 Candidates for a cut are counted from 1; 0 is the start of the line and ``candidates + 1`` its end::
 
-    0 ───── 1 ───── 2 ───── 3 ───── 4          cost(1, 3): the part between candidates 1 and 3,
-    start   └──── part ─────┘     end                      with the head that sits on candidate 3
+    0 ───── 1 ───── 2 ───── 3 ───── 4          costs(1, 3): the part between candidates 1 and 3,
+    start   └──── part ─────┘     end                       with the head that sits on candidate 3
+
+The lowest possible maximum is found exactly. Of all partitions whose maximum is within ``SLACK`` of it, the one
+chosen lets the least cross its cuts: costs are estimates, and a hundredth of one buys nothing, while a cut in the
+middle of a block sends twice what one at its end does.
 """
 
 from __future__ import annotations
@@ -11,89 +15,120 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-CostOf = Callable[[int, int], float]
-"""Cost of the part between two candidates; ``math.inf`` where there may be no such part."""
+import torch
+from torch import Tensor
+
+SLACK = 0.01  # how far above the lowest possible maximum, relative to it, fewer bytes across may take a plan
+
+
+class CostTable:
+    """The cost of the part between any two candidates; infinite where there may be no such part.
+
+    Args:
+        table: ``(candidates + 2, candidates + 2)`` numbers; ``table[b, a]`` is the cost of the part from a to b.
+            Those with ``a >= b`` do not count.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = torch.full_like(table, math.inf, dtype=torch.float64)
+        below = torch.ones_like(table, dtype=torch.bool).tril(-1)
+        self.table[below] = table[below].to(torch.float64)
+
+    @classmethod
+    def of(cls, candidates: int, cost: Callable[[int, int], float]) -> CostTable:
+        """The costs that a function of the two candidates gives."""
+        edges = range(candidates + 2)
+        rows = [[cost(a, b) if a < b else math.inf for a in edges] for b in edges]
+        return cls(torch.tensor(rows, dtype=torch.float64))
+
+    @property
+    def candidates(self) -> int:
+        """How many places to cut there are."""
+        return len(self.table) - 2
+
+    def __call__(self, a: int, b: int) -> float:
+        return self.table[b, a].item()
+
+    def where(self, other: CostTable, budget: float) -> CostTable:
+        """These costs; infinite where ``other`` is above ``budget``."""
+        return CostTable(self.table.masked_fill(other.table > budget, math.inf))
 
 
 def best_partition(
-    candidates: int, parts: int, cost: CostOf, crossing_bytes: Sequence[float]
+    costs: CostTable, parts: int, crossing: Sequence[float], slack: float = SLACK
 ) -> list[int] | None:
-    """The cuts whose most expensive part is cheapest and, among those, with the fewest bytes across.
+    """The cuts, among those with almost the lowest maximum, that least crosses.
 
-    Exact for any cost, additive or not: O(parts · candidates²).
+    Of all partitions whose most expensive part costs at most ``1 + slack`` times what it has to: the lowest sum of
+    ``crossing`` and, among equals, the lowest maximum. Exact for any costs, additive or not, in time O(parts ·
+    candidates²).
 
     Args:
-        candidates: how many places there are.
+        costs: of the part between two candidates, its head included; not negative.
         parts: how many parts are wanted.
-        cost: of the part between two candidates, its head included.
-        crossing_bytes: of candidates 1, 2, …, in this order.
+        crossing: the bytes that cross at candidates 1, 2, …, in this order (or what else is to be low).
+        slack: how much of the balance less crossing may cost; 0 for none.
 
     Returns:
         The ``parts - 1`` chosen candidates (counted from 1), ascending; None where no partition is allowed.
     """
-    table = cost_table(candidates, cost)
-    end = candidates + 1
-    lowest = _lowest_maximum(table, parts)
+    lowest = _lowest_maximum(costs, parts)
     if lowest == math.inf:
         return None
-    # Second pass: among all partitions that stay at or below that maximum, the fewest bytes. One pass over
-    # (maximum, bytes) pairs would be wrong: a larger maximum below costs nothing if a part above is larger.
-    weight = [0.0, *crossing_bytes, 0.0]
-    least = [0.0] + [math.inf] * end
+    # Second pass. Prefixes of a path with the least sum have the least sum themselves, and among those the lowest
+    # maximum: (sum, maximum) pairs may be compared step by step, which (maximum, sum) pairs may not.
+    table = costs.table.masked_fill(costs.table > lowest * (1 + slack), math.inf)
+    forbidden = table.isinf()
+    weight = torch.tensor([0.0, *crossing, 0.0], dtype=torch.float64)
+    total, highest = _start(costs), _start(costs)
     came_from: list[list[int]] = []
     for _ in range(parts):
-        following, origin = [math.inf] * (end + 1), [0] * (end + 1)
-        for b in range(1, end + 1):
-            column = table[b]
-            for a in range(b):
-                if column[a] <= lowest and least[a] + weight[b] < following[b]:
-                    following[b], origin[b] = least[a] + weight[b], a
-        least = following
-        came_from.append(origin)
-    cuts, place = [], end
-    for origin in reversed(came_from[1:]):
-        place = origin[place]
+        sums = total.repeat(len(total), 1).masked_fill_(forbidden, math.inf)
+        least = sums.amin(1)
+        highest, origin = torch.maximum(highest, table).masked_fill_(sums > least[:, None], math.inf).min(1)
+        total = least + weight
+        came_from.append(origin.tolist())
+    cuts, place = [], costs.candidates + 1
+    for step in reversed(came_from[1:]):
+        place = step[place]
         cuts.append(place)
     return cuts[::-1]
 
 
-def cost_table(candidates: int, cost: CostOf) -> list[list[float]]:
-    """``table[b][a]`` is the cost of the part from a to b, for all a < b."""
-    return [[cost(a, b) for a in range(b)] for b in range(candidates + 2)]
-
-
-def most_parts(candidates: int, cost: CostOf) -> int:
+def most_parts(costs: CostTable) -> int:
     """The largest number of parts that is allowed; 0 where not even the whole is."""
-    count = [0] + [-1] * (candidates + 1)
-    for b, column in enumerate(cost_table(candidates, cost)):
-        for a, value in enumerate(column):
-            if value < math.inf and count[a] >= 0:
-                count[b] = max(count[b], count[a] + 1)
-    return max(count[-1], 0)
+    count = -_start(costs)  # -inf: not reached
+    for b in range(1, len(count)):
+        count[b] = count[:b].masked_fill(costs.table[b, :b].isinf(), -math.inf).max() + 1
+    return max(int(count[-1]), 0) if count[-1].isfinite() else 0
 
 
-def fewest_parts(candidates: int, cost: CostOf, budget: float) -> int | None:
+def fewest_parts(costs: CostTable, budget: float) -> int | None:
     """The smallest number of parts of which none costs more than ``budget``; None where there is none."""
-    count = [0.0] + [math.inf] * (candidates + 1)
-    for b, column in enumerate(cost_table(candidates, cost)):
-        for a, value in enumerate(column):
-            if value <= budget:
-                count[b] = min(count[b], count[a] + 1)
-    return int(count[-1]) if count[-1] < math.inf else None
+    count = _start(costs)
+    for b in range(1, len(count)):
+        count[b] = count[:b].masked_fill(costs.table[b, :b] > budget, math.inf).min() + 1
+    return int(count[-1]) if count[-1].isfinite() else None
 
 
-def lowest_maximum(candidates: int, cost: CostOf) -> float:
+def lowest_maximum(costs: CostTable) -> float:
     """The cost of the most expensive part when any number of parts may be used."""
-    best = [0.0] + [math.inf] * (candidates + 1)
-    for b, column in enumerate(cost_table(candidates, cost)):
-        if b:
-            best[b] = min(map(max, best, column))
-    return best[-1]
+    best = _start(costs)
+    for b in range(1, len(best)):
+        best[b] = torch.maximum(best[:b], costs.table[b, :b]).min()
+    return best[-1].item()
 
 
-def _lowest_maximum(table: list[list[float]], parts: int) -> float:
+def _lowest_maximum(costs: CostTable, parts: int) -> float:
     """The smallest possible cost of the most expensive of ``parts`` parts: the first pass."""
-    best = [-math.inf] + [math.inf] * (len(table) - 1)
+    best = _start(costs)
     for _ in range(parts):
-        best = [math.inf] + [min(map(max, best, column)) for column in table[1:]]
-    return best[-1]
+        best = torch.maximum(best, costs.table).amin(1)
+    return best[-1].item()
+
+
+def _start(costs: CostTable) -> Tensor:
+    """By candidate, what has been spent before the first part: nothing at the start of the line."""
+    spent = torch.full((len(costs.table),), math.inf, dtype=torch.float64)
+    spent[0] = 0.0
+    return spent
