@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from localize import nest
 from localize.errors import ConfigError, TraceError
 
 
@@ -23,7 +24,7 @@ class OutputStructure:
 
     def restore(self, leaves: Sequence[Any]) -> Any:
         """The output in the model's own type."""
-        return pytree.tree_unflatten(list(leaves), self.spec)
+        return nest.unflatten(leaves, self.spec)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class CallSignature:
     spec: pytree.TreeSpec
     constants: Mapping[int, Any]  # leaves that are not tensors, by position; part of the capture
     names: tuple[str, ...]  # one a tensor leaf: a valid identifier, unique
+    positional: tuple[str, ...] = ()  # parameters that the example passes by position
+    keywords: tuple[str, ...] = ()  # and by keyword; the others are left to their defaults
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallSignature, list[Tensor]]:
@@ -68,7 +71,9 @@ class CallSignature:
         """
         forward = inspect.signature(model.forward)
         arguments = _arguments(forward, args, kwargs)
-        paths, spec = pytree.tree_flatten_with_path(arguments)
+        positional = tuple(forward.bind_partial(*args).arguments)
+        keywords = tuple(name for name in forward.bind(*args, **kwargs).arguments if name not in positional)
+        paths, spec = nest.flatten_with_path(arguments)
         names: list[str] = []
         for path, leaf in paths:
             if isinstance(leaf, Tensor):
@@ -76,7 +81,7 @@ class CallSignature:
         if not names:
             raise TraceError("The example inputs hold no tensor; pass what the model's forward takes.")
         constants = {i: leaf for i, (_, leaf) in enumerate(paths) if not isinstance(leaf, Tensor)}
-        signature = cls(forward, spec, constants, tuple(names))
+        signature = cls(forward, spec, constants, tuple(names), positional, keywords)
         return signature, [leaf for _, leaf in paths if isinstance(leaf, Tensor)]
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -85,7 +90,7 @@ class CallSignature:
         Raises:
             ConfigError: the call's structure or a constant differs from the captured one.
         """
-        leaves, spec = pytree.tree_flatten(_arguments(self.forward, args, kwargs))
+        leaves, spec = nest.flatten(_arguments(self.forward, args, kwargs))
         if spec != self.spec:
             raise ConfigError(
                 f"The call has another structure than the captured example: {spec} instead of {self.spec}."
@@ -113,8 +118,19 @@ class CallSignature:
         tensors = iter(leaves)
         count = len(leaves) + len(self.constants)
         flat = [self.constants[i] if i in self.constants else next(tensors) for i in range(count)]
-        call = Call.with_arguments(self.forward, pytree.tree_unflatten(flat, self.spec))
-        return call.args, call.kwargs
+        return self._passed(nest.unflatten(flat, self.spec))
+
+    def _passed(self, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call that passes the arguments the way the example does: wrappers of a forward may look at that."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name in self.positional:
+            several = self.forward.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            args.extend(arguments[name] if several else [arguments[name]])
+        for name in self.keywords:
+            several = self.forward.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            kwargs.update(arguments[name] if several else {name: arguments[name]})
+        return tuple(args), kwargs
 
 
 def _arguments(forward: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -152,4 +168,4 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 def leaves_of(value: Any) -> list[Any]:
     """The leaves of nested tuples, lists, dicts and registered containers, in order."""
-    return pytree.tree_leaves(value)
+    return nest.leaves_of(value)

@@ -19,9 +19,10 @@ LONGEST_EXAMPLE = 80
 
 # A room may import from rooms of the layers below it, and from itself: bottom first.
 LAYERS = (
-    {"errors", "_version"},
+    {"errors", "_version", "nest"},
     {"spec", "task", "specstring", "signature"},
     {"heads.base", "libraries", "part"},
+    {"heads.pooling"},
     {"heads.layers", "heads.registry", "model", "source"},
     {"heads", "weights", "own_methods"},  # heads: one file a method
     {"planfile"},
@@ -34,7 +35,7 @@ LAYERS = (
 )
 LAYER_OF = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 # ``task`` beside what DESIGN.md lists: a head's loss is the task's, and ``Task`` has a file of its own beside ``spec``.
-METHOD_MAY_IMPORT = {"heads.base", "heads.layers", "spec", "task", "errors"}
+METHOD_MAY_IMPORT = {"heads.base", "heads.layers", "heads.pooling", "spec", "task", "errors"}
 WRITES = re.compile(r"print|(rich|(self\.)?_?console)\.print|sys\.std(out|err)(\.write)?")
 OPTIONAL = {"torchvision", "timm", "transformers", "matplotlib", "sklearn"}
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from localize import nest
 from localize.convert.audit import Audit
 from localize.convert.constants import Constants
 from localize.convert.leaves import LeafPolicy
@@ -99,7 +99,7 @@ class _Session:
                 writer.placeholder(name, tensor)
             output, recorder = self._run(writer, inputs, training)
             self._check_state(state, recorder)
-            leaves, spec = pytree.tree_flatten(output)
+            leaves, spec = nest.flatten(output)
             _check_output(leaves)
             return _Recording(writer.finish(leaves), OutputStructure(spec))
 
@@ -227,8 +227,8 @@ def _check_output(leaves: list[Any]) -> None:
         if not isinstance(leaf, allowed):
             kind = type(leaf).__name__
             raise TraceError(
-                f"The model returns a {kind}, whose tensors cannot be found. Return tensors, tuples, lists, dicts or "
-                f"named tuples, or register it: torch.utils._pytree.register_pytree_node({kind}, ...)."
+                f"The model returns a {kind} that holds no tensor that can be found. Return tensors, tuples, lists, "
+                "dicts, dataclasses or plain objects with tensors as attributes."
             )
 
 

@@ -92,7 +92,9 @@ class Recorder(TorchFunctionMode):
             changed = _changed(versions)
             if getattr(module, "inplace", False) is True:
                 changed += [t for t in args[:1] if isinstance(t, Tensor)]
-            return self._record_result(node, result, changed)
+            result = self._record_result(node, result, changed)
+            self._writer.rebind_objects(node)
+            return result
 
     def _enter(
         self, call: Call, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]

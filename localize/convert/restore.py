@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_CONTAINERS = (list, dict, set)
+_CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
 _TABLES = ("_parameters", "_buffers", "_modules")  # of nn.Module: what is registered
 
 
@@ -65,7 +66,7 @@ class ModelState:
                 now.clear()
                 now.update(attributes)
         for tensor, data in self.data:
-            if tensor.layout is torch.strided and not tensor.is_set_to(data):  # its .data was exchanged
+            if tensor.layout is torch.strided and _address(tensor) != _address(data):  # its .data was exchanged
                 tensor.data = data
         with torch.no_grad():
             for tensor, value in self.values:
@@ -127,7 +128,8 @@ def _restore_attributes(module: nn.Module, attributes: dict[str, Any], contents:
         if type(value) in _CONTAINERS and not _same_items(value, contents.get(name)):
             value.clear()
             if name in contents:
-                value.update(contents[name]) if not isinstance(value, list) else value.extend(contents[name])
+                add = value.extend if isinstance(value, list | deque) else value.update
+                add(contents[name])
 
 
 def _same_items(value: Any, copy: Any) -> bool:
@@ -138,7 +140,7 @@ def _same_items(value: Any, copy: Any) -> bool:
         return False
     if isinstance(value, dict):
         return all(key in value and value[key] is item for key, item in copy.items())
-    if isinstance(value, list):
+    if isinstance(value, list | deque):
         return all(a is b for a, b in zip(value, copy, strict=True))
     return bool(value == copy)
 
@@ -203,3 +205,7 @@ def lazy_parameters(model: nn.Module) -> list[str]:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from localize import nest
 from localize.convert.audit import Audit, SideRead, find_left
 from localize.convert.constants import Constants
 from localize.convert.modes import Extras
@@ -58,6 +58,7 @@ class GraphWriter:
         self._storage_numbers = storage_numbers
         self._storages: dict[int, int] = {}
         self._leaf_calls: list[tuple[fx.Node, nn.Module]] = []
+        self._objects: dict[int, tuple[Any, fx.Node]] = {}  # arguments that were opened, and where they are made
         self.numbers = Numbers(self)
         self.audit = audit
         self.regions = Regions(kind_of(root)[0])
@@ -154,13 +155,13 @@ class GraphWriter:
             return items if isinstance(value, list) else tuple(items)
         if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
             return {key: self.argument(item) for key, item in value.items()}
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {
-                f.name: self.argument(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
-            }
-            return self.create("call_function", type(value), (), fields)
         if isinstance(value, range):
             return list(value)
+        if nest.is_openable(value):
+            leaves, spec = nest.flatten(value)
+            node = self.create("call_function", nest.Rebuild(spec), tuple(map(self.argument, leaves)))
+            self._objects[id(value)] = (value, node)
+            return node
         raise self.obstacle(f"an argument is a {type(value).__name__}, which a graph cannot hold")
 
     def maker(self, tensor: Tensor) -> fx.Node | None:
@@ -227,11 +228,22 @@ class GraphWriter:
             for key, item in value.items():
                 if _matters(item):
                     value[key] = self._bind_child(item, node, operator.getitem, key, in_place)
-        else:
-            for name, item in vars(value).items():
+        else:  # an object, whose tensors it keeps: their nodes are taken from it
+            for i, item in enumerate(nest.leaves_of(value)):
                 if _matters(item):
-                    self._bind_child(item, node, getattr, name, in_place=True)
+                    self._bind_child(item, node, nest.leaf, i, in_place=True)
         return value
+
+    def rebind_objects(self, node: fx.Node) -> None:
+        """``node`` was handed objects, a cache for instance: the tensors it left in them are read behind it."""
+        for value, made in self._objects.values():
+            for i, item in enumerate(nest.leaves_of(value)):
+                if isinstance(item, Tensor) and id(item) not in self._nodes and id(item) not in self._registered:
+                    child = self.create("call_function", nest.leaf, (made, i, node))
+                    child.meta.update(links=frozenset((node,)))
+                    self.origins[child] = Origin.DATA
+                    self._remember(item, child)
+        self._objects.clear()
 
     def _bind_sequence(self, value: Any, node: fx.Node, in_place: bool) -> Any:
         items = [
@@ -296,7 +308,7 @@ def _matters(value: Any) -> bool:
         return any(_matters(item) for item in value)
     if isinstance(value, dict):
         return any(_matters(item) for item in value.values())
-    return dataclasses.is_dataclass(value) and any(_matters(item) for item in vars(value).values())
+    return nest.is_openable(value)
 
 
 def _is_pure(node: fx.Node) -> bool:
