@@ -13,6 +13,7 @@ from tests.awkward import (  # noqa: F401
     inplace,
     modes,
     numbers,
+    outside,
     recurrent,
     regions,
     sharing,

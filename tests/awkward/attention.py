@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tests.awkward.base import C, D, T, everything, generator, root, sequences
 
 
-def masked(batch: int, seed: int) -> dict[str, Tensor]:
+def masked(batch: int, seed: int, length: int = T) -> dict[str, Tensor]:
     """(N, T, D) and a mask (N, T) that is True at padding."""
-    lengths = torch.randint(2, T + 1, (batch,), generator=generator(seed))
-    x = torch.randn(batch, T, D, generator=generator(seed))
-    return {"x": x, "padding": torch.arange(T)[None] >= lengths[:, None]}
+    lengths = torch.randint(2, length + 1, (batch,), generator=generator(seed))
+    x = torch.randn(batch, length, D, generator=generator(seed))
+    return {"x": x, "padding": torch.arange(length)[None] >= lengths[:, None]}
 
 
 @root(masked, loss=everything)

@@ -20,7 +20,7 @@ from benchmarks.suites import Case
 
 D, T, C = 8, 7, 4
 BATCH, OTHER_BATCH = 3, 5
-Inputs = Callable[[int, int], Any]  # (batch, seed) -> inputs as `to_local` takes them
+Inputs = Callable[..., Any]  # (batch, seed[, length]) -> inputs as `to_local` takes them
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
 
@@ -32,6 +32,7 @@ class Awkward:
     runs. ``guarded``: the pattern of the error that may be raised when it runs on other inputs than the example.
     ``loss``: of the whole output, where that is not logits (N, C). ``random``: its train mode draws random numbers.
     ``scratch``: attributes that nobody reads but the model's own forward, so that the parts need not set them.
+    ``adjust``: what a training script does to the model before its n-th call.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Awkward:
     loss: Callable[[Any, Any], Tensor] | None = None
     random: bool = False
     scratch: tuple[str, ...] = ()
+    adjust: Callable[[Any, int], None] | None = None
     module: str = ""  # the file it is in
 
     def model(self) -> nn.Module:
@@ -70,9 +72,9 @@ def vectors(batch: int, seed: int) -> Tensor:
     return torch.randn(batch, D, generator=generator(seed))
 
 
-def sequences(batch: int, seed: int) -> Tensor:
+def sequences(batch: int, seed: int, length: int = T) -> Tensor:
     """(N, T, D)."""
-    return torch.randn(batch, T, D, generator=generator(seed))
+    return torch.randn(batch, length, D, generator=generator(seed))
 
 
 def images(batch: int, seed: int) -> Tensor:
@@ -80,9 +82,9 @@ def images(batch: int, seed: int) -> Tensor:
     return torch.randn(batch, 2, 6, 6, generator=generator(seed))
 
 
-def tokens(batch: int, seed: int) -> Tensor:
+def tokens(batch: int, seed: int, length: int = T) -> Tensor:
     """(N, T) of 0..10."""
-    return torch.randint(0, 11, (batch, T), generator=generator(seed))
+    return torch.randint(0, 11, (batch, length), generator=generator(seed))
 
 
 class Around(nn.Module):

@@ -1,12 +1,11 @@
-"""Compares a converted model with an untouched twin of the model, bit for bit, without the library's own check."""
+"""Runs a converted model beside an untouched twin of the model, without the library's own check."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import random
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,13 @@ import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from localize import LocalModel, to_local
 from localize.errors import CutError, TraceError
 from localize.signature import Call
-from tests.awkward.base import BATCH, OTHER_BATCH, Awkward, C, floats_of
+from tests.awkward.base import BATCH, OTHER_BATCH, Awkward, C, T, floats_of
+from tests.awkward.compare import Wrong, compare, gradients, state
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,39 @@ class Outcome:
     guards: tuple[str, ...] = ()
 
 
-class Wrong(Exception):
-    """The converted model did something else than the model."""
+@dataclass(frozen=True)
+class Step:
+    """One call. ``optional``: the model itself may not take it, and a guard is always welcome."""
+
+    title: str
+    training: bool
+    batch: int = BATCH
+    seed: int = 0
+    sign: int = 1
+    length: int = T
+    grad: bool = True
+    inputs_need_grad: bool = False
+    double: bool = False
+    update: bool = False  # of all parameters, before the call
+    optional: bool = False
+
+
+STEPS = (
+    Step("train", True),
+    Step("train, second call", True),
+    Step("eval", False),
+    Step("other batch size", True, batch=OTHER_BATCH),
+    Step("eval, other batch size", False, batch=OTHER_BATCH, seed=1),
+    Step("other values", True, seed=1),
+    Step("negated values", True, sign=-1),
+    Step("after an update", True, update=True),
+    Step("other values in eval", False, seed=2),
+    Step("train after eval", True),
+    Step("eval without gradients", False, grad=False),
+    Step("gradients of the inputs", True, inputs_need_grad=True, optional=True),
+    Step("another length", True, length=T + 2, optional=True),
+    Step("float64", True, double=True, optional=True),
+)
 
 
 @functools.cache
@@ -52,91 +84,107 @@ def examine(entry: Awkward) -> tuple[Outcome, Outcome]:
     return _compared(entry, twin, unverified), local
 
 
-def _compared(entry: Awkward, twin: nn.Module, local: LocalModel) -> Outcome:
-    """Runs the converted model beside its twin: twice in train mode, in eval mode, on other sizes and on other
-    values, in train mode again."""
-    guards: list[str] = []
-    try:
-        _compare_state("conversion", twin, local.to_standard(), ())
-        for title, training, batch, seed, sign in _STEPS:
-            call = Call.of(_signed(entry.inputs(batch, seed), sign))
-            guard = _step(title, twin, local, call, training, entry.scratch)
-            guards += [guard] if guard else []
-        if not entry.random:
-            guard = _training_step(entry, twin, local)
-            guards += [guard] if guard else []
-    except Wrong as error:
-        return Outcome("wrong", str(error))
-    return Outcome("guarded", guards[0], tuple(guards)) if guards else Outcome("right")
-
-
 def _converted(entry: Awkward, model: nn.Module, verify: bool) -> LocalModel | Outcome:
     _seed(0)
     try:
-        return to_local(
-            model, entry.inputs(BATCH, 0), method="bp", parts=2, verify=verify, loss=entry.loss
-        )
+        return to_local(model, entry.inputs(BATCH, 0), method="bp", parts=2, verify=verify, loss=entry.loss)
     except (TraceError, CutError) as error:
         return Outcome("refused", f"{type(error).__name__}: {error}")
     except Exception as error:
         return Outcome("wrong", f"conversion: {type(error).__name__}: {error}")
 
 
-_STEPS = (  # title, train mode, batch, seed of the values, their sign
-    ("train", True, BATCH, 0, 1),
-    ("train, second call", True, BATCH, 0, 1),
-    ("eval", False, BATCH, 0, 1),
-    ("other batch size", True, OTHER_BATCH, 0, 1),
-    ("eval, other batch size", False, OTHER_BATCH, 1, 1),
-    ("other values", True, BATCH, 1, 1),
-    ("negated values", True, BATCH, 0, -1),
-    ("other values in eval", False, BATCH, 2, 1),
-    ("train after eval", True, BATCH, 0, 1),
-)
-
-
-def _signed(inputs: Any, sign: int) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs * sign if inputs.is_floating_point() else inputs
-    if isinstance(inputs, dict):
-        return {key: _signed(value, sign) for key, value in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        items = [_signed(value, sign) for value in inputs]
-        return type(inputs)(*items) if hasattr(inputs, "_fields") else type(inputs)(items)
-    return inputs
-
-
-def _step(
-    title: str, twin: nn.Module, local: LocalModel, call: Call, training: bool, scratch: Sequence[str]
-) -> str | None:
-    """One call of both. Returns the text of the guard that stopped the converted model, which ends the step."""
-    expected = _run(twin, call, training, len(title))
+def _compared(entry: Awkward, twin: nn.Module, local: LocalModel) -> Outcome:
+    guards: list[str] = []
     try:
-        found = _run(local, call, training, len(title))
+        state("conversion", twin, local.to_standard(), ())
+        guards += [] if entry.random else _training_step(entry, twin, local)
+        for number, step in enumerate(STEPS):
+            guards += _take(step, number, entry, twin, local)
+    except Wrong as error:
+        return Outcome("wrong", str(error))
+    return Outcome("guarded", guards[0], tuple(guards)) if guards else Outcome("right")
+
+
+def _take(step: Step, number: int, entry: Awkward, twin: nn.Module, local: LocalModel) -> list[str]:
+    """One call of both. The texts of guards that stopped the converted model."""
+    title, model = step.title, local.to_standard()
+    inputs = _inputs(step, entry)
+    if inputs is None:
+        return []
+    if step.double:
+        local.double()
+        twin.double()
+    for each in (twin, local):
+        each.train(step.training)
+    if step.update:
+        with torch.no_grad():
+            for parameter in [*twin.parameters(), *model.parameters()]:
+                parameter.mul_(0.8)
+    if entry.adjust is not None:
+        entry.adjust(twin, number)
+        entry.adjust(model, number)
+    try:
+        expected = _run(twin, inputs, step)
+    except Exception as error:
+        if not step.optional:
+            raise AssertionError(f"{entry.name} itself fails: {title}") from error
+        _follow(model, twin)
+        return []
+    try:
+        found = _run(local, inputs, step)
     except TraceError as error:
-        _follow(local.to_standard(), twin)
-        return f"{title}: {error}"
+        _follow(model, twin)
+        return [] if step.optional else [f"{title}: {error}"]
     except Exception as error:
         raise Wrong(f"{title}: raises {type(error).__name__}: {error}") from error
-    _compare(f"{title}: output", expected[0], found[0])
-    _compare_gradients(title, twin, local.to_standard())
-    _compare_state(title, twin, local.to_standard(), scratch)
-    _compare(f"{title}: inputs afterwards", expected[1], found[1])
-    return None
+    compare(f"{title}: output", expected[0], found[0])
+    compare(f"{title}: inputs afterwards", expected[1], found[1])
+    compare(f"{title}: gradients of the inputs", expected[2], found[2])
+    gradients(title, twin, model)
+    state(title, twin, model, entry.scratch)
+    return []
 
 
-def _run(model: nn.Module, call: Call, training: bool, seed: int) -> tuple[Any, Any]:
-    """The output, and the inputs after the call. Parameters have gradients of a random weighting of the output."""
-    model.train(training)
+def _inputs(step: Step, entry: Awkward) -> Any:
+    """The inputs of a step; None where the model has no such thing."""
+    if step.length == T:
+        inputs = entry.inputs(step.batch, step.seed)
+    elif len(inspect.signature(entry.inputs).parameters) == 3:
+        inputs = entry.inputs(step.batch, step.seed, step.length)
+    else:
+        return None
+    return _mapped(inputs, lambda t: (t.double() if step.double else t) * step.sign if t.is_floating_point() else t)
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    """``value`` with all tensors in tuples, lists and mappings changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        result = copy.copy(value)
+        result.update({key: _mapped(item, change) for key, item in value.items()})
+        return result
+    if isinstance(value, list | tuple):
+        items = [_mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _run(model: nn.Module, inputs: Any, step: Step) -> tuple[Any, Any, list[Tensor | None]]:
+    """The output, the inputs after the call, and their gradients. Parameters, too, have gradients of a random
+    weighting of the output."""
     model.zero_grad()
-    _seed(seed)
-    args, kwargs = copy.deepcopy((call.args, call.kwargs))
-    output = model(*args, **kwargs)
+    _seed(len(step.title))
+    call = Call.of(_mapped(inputs, lambda t: t.clone().requires_grad_(step.inputs_need_grad and t.is_floating_point())))
+    with torch.set_grad_enabled(step.grad):
+        output = model(*call.args, **call.kwargs)
     found = [torch.view_as_real(t) if t.is_complex() else t for t in floats_of(output) if t.requires_grad]
     weights = torch.Generator().manual_seed(9)
     if found:
         sum((t * torch.randn(t.shape, generator=weights)).sum() for t in found).backward()
-    return output, (args, kwargs)
+    leaves = [leaf for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
+    return output, [leaf.detach() for leaf in leaves], [leaf.grad if leaf.is_leaf else None for leaf in leaves]
 
 
 def _seed(seed: int) -> None:
@@ -145,32 +193,32 @@ def _seed(seed: int) -> None:
     numpy.random.seed(seed)
 
 
-def _training_step(entry: Awkward, twin: nn.Module, local: LocalModel) -> str | None:
+def _training_step(entry: Awkward, twin: nn.Module, local: LocalModel) -> list[str]:
     """The losses of the parts leave the gradients of the model's own loss."""
     title, model = "losses", local.to_standard()
-    call = Call.of(entry.inputs(BATCH, 0))
+    inputs = entry.inputs(BATCH, 0)
     target = torch.randint(0, C, (BATCH,), generator=torch.Generator().manual_seed(5))
     for each in (twin, local):
         each.train()
         each.zero_grad()
     _seed(3)
-    args, kwargs = copy.deepcopy((call.args, call.kwargs))
-    logits = local.task.logits(twin(*args, **kwargs))
+    call = Call.of(_mapped(inputs, torch.clone))
+    logits = local.task.logits(twin(*call.args, **call.kwargs))
     expected = F.cross_entropy(logits, target) if entry.loss is None else entry.loss(logits, target)
     expected.backward()
     _seed(3)
     try:
-        args, kwargs = copy.deepcopy((call.args, call.kwargs))
-        found = sum(local.losses(Call(args, kwargs), target), torch.zeros(()))
+        call = Call.of(_mapped(inputs, torch.clone))
+        found = sum(local.losses(call, target), torch.zeros(()))
         found.backward()
     except TraceError as error:
-        return f"{title}: {error}"
+        return [f"{title}: {error}"]
     except Exception as error:
         raise Wrong(f"{title}: raises {type(error).__name__}: {error}") from error
-    _compare(f"{title}: value", expected.detach(), found.detach())
-    _compare_gradients(title, twin, model)
-    _compare_state(title, twin, model, entry.scratch)
-    return None
+    compare(f"{title}: value", expected.detach(), found.detach())
+    gradients(title, twin, model)
+    state(title, twin, model, entry.scratch)
+    return []
 
 
 def _follow(model: nn.Module, twin: nn.Module) -> None:
@@ -182,65 +230,3 @@ def _follow(model: nn.Module, twin: nn.Module) -> None:
 
 def _registered(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
-
-
-def _compare(what: str, expected: Any, found: Any) -> None:
-    if type(expected) is not type(found):
-        raise Wrong(f"{what} is a {type(found).__name__} instead of a {type(expected).__name__}")
-    if isinstance(expected, Tensor):
-        _compare_tensors(what, expected, found)
-    elif isinstance(expected, dict):
-        if list(expected) != list(found):
-            raise Wrong(f"{what} has the keys {list(found)} instead of {list(expected)}")
-        for key in expected:
-            _compare(f"{what}[{key!r}]", expected[key], found[key])
-    elif isinstance(expected, list | tuple):
-        if len(expected) != len(found):
-            raise Wrong(f"{what} has {len(found)} entries instead of {len(expected)}")
-        for i, (one, other) in enumerate(zip(expected, found, strict=True)):
-            _compare(f"{what}[{i}]", one, other)
-    elif isinstance(expected, bool | int | float | str | torch.dtype | torch.device | None):
-        if expected != found and expected == expected:
-            raise Wrong(f"{what} is {found!r} instead of {expected!r}")
-    elif not isinstance(expected, nn.Module) and not callable(expected) and hasattr(expected, "__dict__"):
-        _compare(what, vars(expected), vars(found))
-
-
-def _compare_tensors(what: str, expected: Tensor, found: Tensor) -> None:
-    if expected.shape != found.shape or expected.dtype != found.dtype or expected.layout != found.layout:
-        raise Wrong(
-            f"{what} is {found.dtype} {tuple(found.shape)} instead of {expected.dtype} {tuple(expected.shape)}"
-        )
-    if expected.requires_grad != found.requires_grad:
-        raise Wrong(f"{what}: requires_grad is {found.requires_grad} instead of {expected.requires_grad}")
-    if expected.layout != torch.strided:
-        expected, found = expected.to_dense(), found.to_dense()
-    same = (expected == found) | ((expected != expected) & (found != found))
-    if not bool(same.all()):
-        raise Wrong(f"{what} is another: {found.flatten()[:3].tolist()} instead of {expected.flatten()[:3].tolist()}")
-
-
-def _compare_gradients(title: str, twin: nn.Module, model: nn.Module) -> None:
-    for (name, one), (_, other) in zip(twin.named_parameters(), model.named_parameters(), strict=True):
-        if (one.grad is None) != (other.grad is None):
-            raise Wrong(f"{title}: gradient of {name} is {'missing' if other.grad is None else 'too much'}")
-        if one.grad is not None:
-            _compare(f"{title}: gradient of {name}", one.grad, other.grad)
-
-
-_NOTHING = "no such attribute"
-_UNTOLD = re.compile("^_(?!buffers$|parameters$)")  # nn.Module's own tables, and what users call private
-
-
-def _compare_state(title: str, twin: nn.Module, model: nn.Module, scratch: Sequence[str]) -> None:
-    """Parameters, buffers and plain attributes of all modules, but for those in ``scratch``."""
-    theirs, mine = dict(twin.named_modules()), dict(model.named_modules())
-    if list(theirs) != list(mine):
-        raise Wrong(f"{title}: the modules are {list(mine)} instead of {list(theirs)}")
-    for path, module in theirs.items():
-        where = f"{title}: state of {path or 'the root'}"
-        prefix = f"{path}." if path else ""
-        for name in vars(module).keys() | vars(mine[path]).keys():
-            if not _UNTOLD.match(name) and prefix + name not in scratch:
-                one, other = vars(module).get(name, _NOTHING), vars(mine[path]).get(name, _NOTHING)
-                _compare(f"{where}: {name}", one, other)

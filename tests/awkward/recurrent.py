@@ -34,9 +34,9 @@ class StackedLstm(nn.Module):
         return self.last(top[-1] + x[:, 0])
 
 
-def with_state(batch: int, seed: int) -> dict[str, Any]:
+def with_state(batch: int, seed: int, length: int = T) -> dict[str, Any]:
     """(N, T, D) and a pair of states (1, N, D): the batch is not the first axis there."""
-    x = torch.randn(batch, T, D, generator=generator(seed))
+    x = torch.randn(batch, length, D, generator=generator(seed))
     state = torch.randn(1, batch, D, generator=generator(seed))
     return {"x": x, "state": (state, state * 0.5)}
 
@@ -81,11 +81,11 @@ class TimeFirst(nn.Module):
         return self.last(x[-1])
 
 
-def padded(batch: int, seed: int) -> tuple[Tensor, Tensor]:
+def padded(batch: int, seed: int, length: int = T) -> tuple[Tensor, Tensor]:
     """(N, T, D) and lengths (N), at least one of them T."""
-    lengths = torch.randint(1, T + 1, (batch,), generator=generator(seed))
-    lengths[0] = T
-    return torch.randn(batch, T, D, generator=generator(seed)), lengths
+    lengths = torch.randint(1, length + 1, (batch,), generator=generator(seed))
+    lengths[0] = length
+    return torch.randn(batch, length, D, generator=generator(seed)), lengths
 
 
 @root(padded, guarded="value|specialised")
@@ -99,7 +99,7 @@ class PackedAtRoot(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         packed = pack_padded_sequence(self.first(x), lengths, batch_first=True, enforce_sorted=False)
         out, (hidden, _) = self.rnn(packed)
-        out, _ = pad_packed_sequence(out, batch_first=True, total_length=T)
+        out, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
         return self.last(hidden[-1] + out.sum(1) / lengths[:, None])
 
 

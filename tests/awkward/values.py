@@ -202,10 +202,10 @@ def halved(count: int) -> float:
     return 0.5 * count
 
 
-def padded(batch: int, seed: int) -> dict[str, Tensor]:
+def padded(batch: int, seed: int, length: int = T) -> dict[str, Tensor]:
     """(N, T, D) with lengths (N)."""
-    x = torch.randn(batch, T, D, generator=generator(seed))
-    lengths = torch.randint(2, T, (batch,), generator=generator(seed))
+    x = torch.randn(batch, length, D, generator=generator(seed))
+    lengths = torch.randint(2, length, (batch,), generator=generator(seed))
     return {"x": x, "lengths": lengths}
 
 
