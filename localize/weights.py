@@ -55,8 +55,10 @@ def freeze(local: LocalModel, names: Collection[str], where: str) -> None:
             tensor.requires_grad_(name not in names)
 
 
-def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> None:
-    """Copies ``tensors`` into a model; the inverse of ``weights_of``.
+def put_weights(
+    local: LocalModel, tensors: dict[str, Tensor], where: str, only: Collection[str] | None = None
+) -> None:
+    """Copies ``tensors`` into a model; the inverse of ``weights_of``. ``only`` limits it to some, by name.
 
     Raises:
         CheckpointError: names or shapes differ; everything that does not fit is listed at once.
@@ -74,7 +76,8 @@ def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> No
         raise CheckpointError(problem_list(f"The weights in {where} are of another model or plan", shown))
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            if only is None or name in only:
+                tensor.copy_(tensors[name])
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

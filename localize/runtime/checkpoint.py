@@ -9,6 +9,9 @@
       step-00000180/
       latest                    the name of the newest
 
+Several ranks write ``weights-2-of-4.safetensors`` and so on, each what it owns. Whoever reads a checkpoint reads all
+of these, so that it does not matter how many ranks wrote it.
+
 Each folder is written under another name, flushed to the disk and renamed; then ``latest`` is replaced. Whatever
 happens in between, ``latest`` names a complete checkpoint. Nothing in it is unpickled freely.
 """
@@ -21,37 +24,24 @@ import logging
 import os
 import pickle
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from localize.errors import CheckpointError
+from localize.runtime.snapshot import OPTIMIZER, TRAINER, WEIGHTS, Keep, Snapshot, read
 
 FORMAT = 1
-STATE, WEIGHTS, OPTIMIZER, TRAINER = (
-    "state.json",
-    "weights.safetensors",
-    "optimizer.safetensors",
-    "trainer.pt",
-)
+STATE = "state.json"
 LATEST = "latest"
 _PREFIX, _PARTIAL = "step-", ".partial"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a checkpoint holds."""
-
-    about: dict[str, Any]  # for state.json: plain data; ``step`` names the folder
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]  # by ``<parameter name>/<entry>``
-    trainer: dict[str, Any] = field(default_factory=dict)  # what torch.load(weights_only=True) can read
 
 
 # -------------------------------------------------------------------- writing
@@ -63,32 +53,77 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     Raises:
         CheckpointError: it cannot be written; what was there before is as it was.
     """
-    previous = _pointed_at(folder)
     packed = pack(snapshot.trainer)
-    partial: Path | None = None
+    step = snapshot.about["step"]
+    partial = folder / f".{_free_name(folder, step)}{_PARTIAL}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f".{_PREFIX}*{_PARTIAL}"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
-        name = _free_name(folder, snapshot.about["step"])
-        partial = folder / f".{name}{_PARTIAL}"
-        partial.mkdir()
-        _write(partial, snapshot, packed)
-        os.replace(partial, folder / name)
-        _point(folder, name)
+        with writing(folder, step):
+            clean(folder)
+            partial.mkdir(parents=True)
+            write(partial, snapshot, packed)
+            return commit(folder, partial, snapshot.about)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Removes what a process that was killed had begun to write."""
+    for leftover in folder.glob(f".{_PREFIX}*{_PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def partial_of(folder: Path, step: int, number: int) -> Path:
+    """Where several ranks write checkpoint ``number`` (from 1) of a run, until all have done so."""
+    return folder / f".{_PREFIX}{step:08d}.{number}{_PARTIAL}"
+
+
+@contextmanager
+def writing(folder: Path, step: int) -> Iterator[None]:
+    """Says what is wrong where a checkpoint cannot be written."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"The checkpoint of step {snapshot.about['step']} cannot be written to {folder}: {error}. "
+            f"The checkpoint of step {step} cannot be written to {folder}: {error}. "
             "The last one is intact; make room or choose another checkpoint_dir."
         ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write(partial: Path, snapshot: Snapshot, packed: bytes, shard: str = "") -> None:
+    """Writes the tensors and the rest of a snapshot into a folder that is no checkpoint yet.
+
+    ``packed`` is what ``pack`` made; ``shard`` tells the files of one rank from those of others.
+    """
+    for file, tensors in ((WEIGHTS, snapshot.weights), (OPTIMIZER, snapshot.optimizer)):
+        path = partial / _shard(file, shard)
+        save_file({key: _alone(tensor) for key, tensor in tensors.items()}, path)
+        _flush(path)
+    path = partial / _shard(TRAINER, shard)
+    path.write_bytes(packed)
+    _flush(path)
+
+
+def commit(folder: Path, partial: Path, about: dict[str, Any]) -> Path:
+    """Makes a folder with all files written the latest checkpoint, and removes old ones."""
+    previous = _pointed_at(folder)
+    sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+    state = {"format": FORMAT, **about, "file_bytes": sizes}
+    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    _flush(partial / STATE)
+    _flush(partial)
+    name = _free_name(folder, about["step"])
+    os.replace(partial, folder / name)
+    _point(folder, name)
     for old in _complete(folder):
         if old not in (name, previous):
             shutil.rmtree(folder / old, ignore_errors=True)
     _log.debug("wrote the checkpoint %s", folder / name)
     return folder / name
+
+
+def _shard(file: str, shard: str) -> str:
+    stem, _, suffix = file.partition(".")
+    return f"{stem}{shard}.{suffix}"
 
 
 def pack(trainer: dict[str, Any]) -> bytes:
@@ -108,17 +143,6 @@ def pack(trainer: dict[str, Any]) -> bytes:
             f"them would run code: {reason}. Keep such objects out of state_dict(), or train without checkpoint_dir."
         ) from error
     return buffer.getvalue()
-
-
-def _write(partial: Path, snapshot: Snapshot, packed: bytes) -> None:
-    for name, tensors in ((WEIGHTS, snapshot.weights), (OPTIMIZER, snapshot.optimizer)):
-        save_file({key: _alone(tensor) for key, tensor in tensors.items()}, partial / name)
-    (partial / TRAINER).write_bytes(packed)
-    sizes = {name: (partial / name).stat().st_size for name in (WEIGHTS, OPTIMIZER, TRAINER)}
-    state = {"format": FORMAT, **snapshot.about, "file_bytes": sizes}
-    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -164,8 +188,11 @@ def any_in(folder: Path) -> bool:
     return _pointed_at(folder) is not None or bool(_complete(folder))
 
 
-def load(folder: Path) -> Snapshot | None:
+def load(folder: Path, keep: Keep | None = None) -> Snapshot | None:
     """The latest checkpoint; None where there is none yet.
+
+    ``keep`` says which tensors are wanted, by name of the parameter or buffer that they belong to; of others the
+    snapshot has shape and dtype only (on the meta device).
 
     Raises:
         CheckpointError: it is missing, damaged or of a newer version.
@@ -191,12 +218,7 @@ def load(folder: Path) -> Snapshot | None:
         if found != size:
             raise _damaged(path, f"{file} has {found} bytes instead of {size}", complete)
     try:
-        return Snapshot(
-            about,
-            load_file(path / WEIGHTS),
-            load_file(path / OPTIMIZER),
-            torch.load(path / TRAINER, map_location="cpu", weights_only=True),
-        )
+        return read(path, about, keep)
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise _damaged(path, str(error).splitlines()[0], complete) from error
 

@@ -5,7 +5,7 @@ What does wait in each step is the check of ``on_nonfinite``, see ``OptimizerSte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Tally:
     def add(self, reports: Sequence[StageReport], samples: int, skipped: Sequence[int]) -> None:
         """One batch; ``skipped`` are the parts whose update was left out."""
         losses = [
-            r.loss.to(self.loss.dtype) if r.loss is not None else self.loss.new_zeros(()) for r in reports
+            r.loss.to(self.loss.dtype) if r.loss is not None else self.loss.new_tensor(torch.nan) for r in reports
         ]
         values = torch.stack(losses)
         finite = values.isfinite()
@@ -73,8 +73,11 @@ class Tally:
         }
         return tensors | {name: list(v) if isinstance(v, list) else v for name, v in plain.items()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state``; for another number of parts, per-part sums start anew."""
+    def load(self, state: dict[str, Any], numbers: Collection[int] | None = None) -> None:
+        """The inverse of ``state``; for another number of parts, per-part sums start anew.
+
+        ``numbers`` are the parts (from 1) that are counted here, where others are counted elsewhere.
+        """
         same = len(state["measured"]) == len(self.measured)
         for name in ("loss", "weight", "hits"):
             if same:
@@ -82,6 +85,26 @@ class Tally:
         if same:
             self.measured, self.skipped = list(state["measured"]), list(state["skipped"])
         self.samples, self.seconds = state["samples"], state["seconds"]
+        everyone = range(1, len(self.measured) + 1)
+        for i in (number - 1 for number in everyone if numbers is not None and number not in numbers):
+            self.loss[i], self.weight[i], self.hits[i] = 0.0, 0.0, 0
+            self.measured[i], self.skipped[i] = False, 0
+
+    def plain(self) -> dict[str, Any]:
+        """``state`` as plain data."""
+        return {key: v.tolist() if isinstance(v, Tensor) else v for key, v in self.state().items()}
+
+    def join(self, others: Sequence[dict[str, Any]]) -> Tally:
+        """One tally of all parts, from what ``plain`` gave where each of them was counted; the first one's clock."""
+        total = Tally(len(self.measured), torch.device("cpu"))
+        for name in ("loss", "weight", "hits"):
+            total_of: Tensor = getattr(total, name)
+            for other in others:
+                total_of += torch.tensor(other[name], dtype=total_of.dtype)
+        total.measured = [any(column) for column in zip(*(o["measured"] for o in others), strict=True)]
+        total.skipped = [sum(column) for column in zip(*(o["skipped"] for o in others), strict=True)]
+        total.samples, total.seconds = others[0]["samples"], others[0]["seconds"]
+        return total
 
 
 def evaluate(
@@ -96,10 +119,10 @@ def evaluate(
         ConfigError: the loader is empty or its batches have an unknown form.
         TaskError: a target does not fit the task.
     """
-    sums: dict[int, Tensor] = {}  # by exit: loss × weight, weight, hits, targets
+    sums: dict[int, Tensor] = {}  # by exit; see scores_of
     samples = 0
     for inputs, target in pairs(loader, split):
-        local.task.check_target(target, tensors_of(inputs), local.plan.batch_axis)
+        local.task.check_target(target, tensors_of(inputs))
         inputs, target = to_device(inputs, device), to_device(target, device)
         size = batch_size(inputs, target)
         samples += size
@@ -107,10 +130,15 @@ def evaluate(
             predictions = local.predict_all(inputs)
         for number, logits in predictions.items():
             with torch.no_grad():
-                scores = _scores(local.task, logits, target, size)
+                scores = scores_of(local.task, logits, target, size)
             sums[number] = scores if number not in sums else sums[number] + scores
+    return summary({number: values.tolist() for number, values in sums.items()}, samples)
+
+
+def summary(sums: dict[int, list[float]], samples: int) -> dict[str, Any]:
+    """What ``evaluate`` returns, from the sums of ``scores_of`` over all batches, by exit."""
     exits: dict[int, dict[str, float | None]] = {}
-    for number, (loss, weight, hit, targets) in ((n, s.tolist()) for n, s in sums.items()):
+    for number, (loss, weight, hit, targets) in sums.items():
         exits[number] = {
             "loss": loss / weight if weight else None,
             "accuracy": hit / targets if targets else None,
@@ -119,7 +147,8 @@ def evaluate(
     return {"loss": last["loss"], "accuracy": last["accuracy"], "samples": samples, "exits": exits}
 
 
-def _scores(task: Task, logits: Tensor, target: Any, samples: int) -> Tensor:
+def scores_of(task: Task, logits: Tensor, target: Any, samples: int) -> Tensor:
+    """Of one batch: loss × weight, weight, hits and targets, (4)."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     result = _sums(4, logits.device)

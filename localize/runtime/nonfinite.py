@@ -49,7 +49,7 @@ def check_weights(stages: Sequence[Stage], step: int) -> None:
         broken = [n for n, held in weights.items() if not all(bool(p.isfinite().all()) for p in held)]
     if broken:
         raise LocalizeError(
-            f"After step {step}, weights of part {', '.join(map(str, broken))} of {len(stages)} are not finite, though "
-            "the losses were: a gradient was not. No checkpoint was written and the last one is intact. Clip gradients "
-            "(clip_grad_norm=1.0), lower the learning rate, or pass on_nonfinite='skip'."
+            f"After step {step}, weights of part {', '.join(map(str, broken))} of {stages[0].parts} are not finite, "
+            "though the losses were: a gradient was not. No checkpoint was written and the last one is intact. Clip "
+            "gradients (clip_grad_norm=1.0), lower the learning rate, or pass on_nonfinite='skip'."
         )

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from localize.errors import ConfigError, PlacementError, problem_list
+from localize.errors import ConfigError, problem_list
 from localize.heads.base import one_of, positive
 from localize.model import OptimizerFactory
 from localize.runtime import checkpoint
 from localize.runtime.batches import SplitBatch
 from localize.runtime.precision import check_precision
-from localize.runtime.sequential import run_batch
 from localize.runtime.stage import StageReport
 from localize.runtime.update import OnNonfinite
 
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 StepCallback = Callable[[int, list[StageReport]], object]
-Executor = Callable[..., list[StageReport]]
+Gather = Literal["first", "all", "none"]
 
-EXECUTORS: dict[str, Executor | None] = {"sequential": run_batch, "distributed": None}
-"""What runs one batch through all stages; None: not there yet."""
+EXECUTORS = ("sequential", "distributed")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,6 @@ class Options:
 
     Raises:
         ConfigError: values that make no sense, all at once.
-        PlacementError: the executor cannot run here.
     """
 
     optimizer: OptimizerFactory
@@ -52,6 +49,7 @@ class Options:
     checkpoint_every: int | None
     progress: bool | None
     on_step: StepCallback | None
+    gather: Gather = "first"
 
     def __post_init__(self) -> None:
         problems = [
@@ -59,7 +57,8 @@ class Options:
             _factory("head_optimizer", self.head_optimizer, "partial(torch.optim.Adam, lr=1e-4)"),
             _factory("scheduler", self.scheduler, "partial(CosineAnnealingLR, T_max=epochs)"),
             check_precision(self.precision),
-            one_of("executor", self.executor, tuple(EXECUTORS)),
+            one_of("executor", self.executor, EXECUTORS),
+            one_of("gather", self.gather, get_args(Gather)),
             _whole("seed", self.seed, 0),
             one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite)),
         ]
@@ -72,21 +71,6 @@ class Options:
         found = [problem for problem in problems if problem]
         if found:
             raise ConfigError(problem_list("These options of Trainer make no sense", found))
-        self.executor_function()
-
-    def executor_function(self) -> Executor:
-        """What runs one batch.
-
-        Raises:
-            PlacementError: the executor is not there yet.
-        """
-        executor = EXECUTORS[self.executor]
-        if executor is None:
-            raise PlacementError(
-                f"executor={self.executor!r} comes with the distributed runtime, which this version does not have; "
-                "use executor='sequential'."
-            )
-        return executor
 
     def check_fit(self, epochs: int, resume: bool) -> None:
         """Checks what ``fit`` is given.

@@ -61,7 +61,7 @@ class ProgressBar:
             name = f"{number}/{self._epochs}"
             self._task = self._bar.add_task(name, total=batches, completed=done, losses="")
 
-    def advance(self, losses: Sequence[Tensor | None]) -> None:
+    def advance(self, losses: Sequence[Tensor | float | None]) -> None:
         """One batch more; ``losses`` are read now and then only."""
         if self._bar is None or self._task is None:
             return

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from localize.errors import CheckpointError, ConfigError, LocalizeError
 from localize.model import LocalModel
 from localize.runtime import batches, checkpoint, history, metrics, precision, seeding
+from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import Buffers, check_weights
 from localize.runtime.options import Options
 from localize.runtime.progress import ProgressBar
-from localize.runtime.sequential import stages_of
+from localize.runtime.sequential import run_batch, stages_of
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.state import TrainingState
 from localize.runtime.update import OptimizerSteps, members
@@ -27,18 +30,19 @@ from localize.signature import Call, tensors_of, to_device
 class Run:
     """Stages, what updates them, and the state that a checkpoint holds."""
 
+    reports = True  # whether this process writes the log
+
     def __init__(self, local: LocalModel, options: Options, device: torch.device) -> None:
         self.local, self.options, self.device = local, options, device
-        self.execute = options.executor_function()
-        self.stages = stages_of(local)
+        self.stages = self._stages()
         scalers = precision.install(options.precision, self.stages, device)
         for stage in self.stages:
             stage.measure = local.task.hits
-        optimizers = local.optimizers(options.optimizer, options.head_optimizer)
-        if not optimizers:
+        if not any(parameter.requires_grad for parameter in local.parameters()):
             raise ConfigError(
                 "The model has no parameter that requires a gradient; there is nothing to train."
             )
+        optimizers = self._optimizers()
         owners = members(self.stages, optimizers)
         by_optimizer = [scalers.get(min(owner)[0]) for owner in owners]
         self.updater = OptimizerSteps(
@@ -55,18 +59,27 @@ class Run:
             options.scheduler(optimizer) if options.scheduler else None for optimizer in optimizers
         ]
         self.state = TrainingState(
-            local, optimizers, schedulers, by_optimizer, metrics.Tally(len(self.stages), device), options.seed
+            local, optimizers, schedulers, by_optimizer, metrics.Tally(len(local.parts), device), options.seed
         )
         self.buffers = Buffers() if options.on_nonfinite == "skip" else None
         self.generators = seeding.generators(device)
         if options.checkpoint_dir is not None:
             checkpoint.pack(self.state.describe()[1])  # better now than after the first epoch
 
+    def _stages(self) -> list[Stage]:
+        """The stages of this process, lowest first."""
+        return stages_of(self.local)
+
+    def _optimizers(self) -> list[Optimizer]:
+        return self.local.optimizers(self.options.optimizer, self.options.head_optimizer)
+
     def resume(self) -> None:
         """Goes back to the latest checkpoint, if there is one."""
         folder = self.options.checkpoint_dir
         assert folder is not None
-        snapshot = checkpoint.load(folder)
+        held = self.state.held
+        # What belongs to a parameter is wanted where the parameter is.
+        snapshot = checkpoint.load(folder, None if held is None else held.__contains__)
         if snapshot is not None:
             self.state.restore(snapshot, str(folder))
 
@@ -74,22 +87,30 @@ class Run:
 
     def train_epoch(self, train: Iterable[Any], bar: ProgressBar) -> None:
         """The batches of one epoch that are still to be done."""
-        state, done = self.state, self.state.batch
-        bar.start_epoch(state.epoch + 1, batches.length(train), done)
-        seeding.aim(train, self.options.seed, state.epoch)
+        state = self.state
         spent, started = state.tally.seconds, time.perf_counter()
-        number = 0
-        for number, (inputs, target) in enumerate(self._located(train), 1):
-            if number <= done:
-                continue
-            reports = self.step(inputs, target)
+        bar.start_epoch(state.epoch + 1, batches.length(train), state.batch)
+        for reports in self._steps(train):
             state.tally.seconds = spent + time.perf_counter() - started
             every = self.options.checkpoint_every
             if every is not None and state.step % every == 0:
                 self.save()
-            bar.advance([report.loss for report in reports])
+            bar.advance(self._losses(reports))
             if self.options.on_step is not None:
                 self.options.on_step(state.step, reports)
+
+    def _losses(self, reports: Sequence[StageReport]) -> Sequence[Tensor | float | None]:
+        """What the progress bar shows, part by part."""
+        return [report.loss for report in reports]
+
+    def _steps(self, train: Iterable[Any]) -> Iterator[list[StageReport]]:
+        """Takes the epoch's steps from where it stands; yields after each."""
+        state, done = self.state, self.state.batch
+        seeding.aim(train, self.options.seed, state.epoch)
+        number = 0
+        for number, (inputs, target) in enumerate(self._located(train), 1):
+            if number > done:
+                yield self.step(inputs, target)
         if number < done:
             raise CheckpointError(
                 f"The checkpoint was made after batch {done} of epoch {state.epoch + 1}, and the loader has {number} "
@@ -109,20 +130,29 @@ class Run:
             yield pair
 
     def step(self, inputs: Any, target: Any) -> list[StageReport]:
-        state, updater = self.state, self.updater
-        with (
-            self._place(state.batch + 1),
-            seeding.Seeded(self.generators, seeding.derive(self.options.seed, 0, state.step)),
-        ):
-            self.local.task.check_target(target, tensors_of(inputs), self.local.plan.batch_axis)
+        """One batch, as the loader gives it."""
+        with self._step_place():
+            self.local.task.check_target(target, tensors_of(inputs))
             inputs, target = to_device(inputs, self.device), to_device(target, self.device)
             call = Call.of(inputs)
             stream = self.local.signature.stream(call.args, call.kwargs)
             size = batches.batch_size(inputs, target)
             del inputs, call
-            updater.start()
-            reports = self.execute(self.stages, stream, target, updater, self._around)
-            updater.finish()
+            return self.carry_out(Upward(stream, target), size)
+
+    @contextmanager
+    def _step_place(self) -> Iterator[None]:
+        """Around a whole step: random numbers of its own, and a name for what goes wrong."""
+        seed = seeding.derive(self.options.seed, 0, self.state.step)
+        with self._place(self.state.batch + 1), seeding.Seeded(self.generators, seed):
+            yield
+
+    def carry_out(self, arrived: Upward, size: int) -> list[StageReport]:
+        """One batch of ``size`` samples through the stages; one report a part."""
+        state, updater = self.state, self.updater
+        updater.start()
+        reports = self._execute(arrived)
+        updater.finish()
         if self.buffers is not None:
             for number in updater.skipped:
                 self.buffers.put_back(number)
@@ -131,6 +161,9 @@ class Run:
         state.step += 1
         state.batch += 1
         return reports
+
+    def _execute(self, arrived: Upward) -> list[StageReport]:
+        return run_batch(self.stages, arrived.stream, arrived.target, self.updater, self._around)
 
     @contextmanager
     def _around(self, stage: Stage) -> Iterator[None]:
@@ -167,10 +200,10 @@ class Run:
                 _advance(scheduler, scores["loss"] if scores else total)
         state.history.append(row)
         state.epoch, state.batch = state.epoch + 1, 0
-        state.tally = metrics.Tally(len(self.stages), self.device)
+        state.tally = metrics.Tally(len(self.local.parts), self.device)
         if options.checkpoint_dir is not None and (options.checkpoint_every is None or last):
             self.save()
-        if options.log_dir is not None:
+        if options.log_dir is not None and self.reports:
             history.write(options.log_dir, state.history)
         bar.end_epoch(_summary(row))
 
@@ -181,7 +214,7 @@ class Run:
         checkpoint.save(self.options.checkpoint_dir, self.state.snapshot())
 
     def _row(self, scores: dict[str, Any] | None) -> history.Row:
-        state, tally = self.state, self.state.tally
+        state, tally, rates = self.state, self._tally(), self._rates()
         exits = scores["exits"] if scores else {}
         return {
             "epoch": state.epoch + 1,
@@ -190,11 +223,19 @@ class Run:
             "train_accuracy": tally.accuracies(),
             "val_loss": {n: score["loss"] for n, score in exits.items()},
             "val_accuracy": {n: s["accuracy"] for n, s in exits.items() if s["accuracy"] is not None},
-            "lr": [float(group["lr"]) for optimizer in state.optimizers for group in optimizer.param_groups],
+            "lr": rates,
             "skipped": list(tally.skipped),
             "seconds": tally.seconds,
             "samples_per_second": tally.samples / tally.seconds if tally.seconds else 0.0,
         }
+
+
+    def _tally(self) -> metrics.Tally:
+        """Of all parts."""
+        return self.state.tally
+
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for optimizer in self.state.optimizers for group in optimizer.param_groups]
 
 
 def _advance(scheduler: LRScheduler, loss: float) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 
@@ -25,6 +25,14 @@ from localize.runtime.stage import Stage, StageReport, Updater, stage_step
 from localize.spec import StepResult
 
 Scope = Callable[[Stage], AbstractContextManager[object] | None]
+
+
+class Outside(Protocol):
+    """The neighbours of a process's lowest and highest stage, in other processes."""
+
+    def send(self, to: Side, message: Message) -> None: ...
+
+    def receive(self, source: Side) -> Message: ...
 
 
 class _Runner:
@@ -59,23 +67,44 @@ def run_batch(
     target: Target,
     updater: Updater,
     scope: Scope = lambda stage: None,
+    outside: Outside | None = None,
 ) -> list[StageReport]:
-    """One batch through all stages: losses, local backward passes and (by ``updater``) updates."""
+    """One batch through all stages: losses, local backward passes and (by ``updater``) updates.
+
+    Consecutive stages may be run here and the others elsewhere, ``outside``, which is asked when none can go on.
+    """
     runners = [_Runner(stage, updater, scope(stage)) for stage in stages]
     runners[0].inbox[Side.BELOW].append(Upward(stream, target))
     while True:
         position = next((i for i, runner in enumerate(runners) if runner.can_go_on), None)
         if position is None:
-            break
+            end = _waiting_outside(runners) if outside is not None else None
+            if end is None:
+                break
+            runner, side = end
+            runner.inbox[side].append(cast(Outside, outside).receive(side))
+            continue
         sent = runners[position].go_on()
-        if sent is not None:
+        if sent is None:
+            continue
+        if 0 <= position + sent.to.value < len(runners):
             neighbour = runners[position + sent.to.value]
             neighbour.inbox[Side(-sent.to.value)].append(sent.message)
+        elif outside is not None:
+            outside.send(sent.to, sent.message)
     reports = [runner.report for runner in runners if runner.report is not None]
     if len(reports) < len(runners):
         waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]
         raise LocalizeError(f"Parts {waiting} wait for messages that nobody sends; the method's routing is at fault.")
     return reports
+
+
+def _waiting_outside(runners: Sequence[_Runner]) -> tuple[_Runner, Side] | None:
+    """The stage at an end that waits for a neighbour beyond it, and for which."""
+    for runner, side in ((runners[0], Side.BELOW), (runners[-1], Side.ABOVE)):
+        if isinstance(runner.wish, Receive) and runner.wish.source is side:
+            return runner, side
+    return None
 
 
 def stages_of(local: LocalModel) -> list[Stage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from localize.errors import CheckpointError, problem_list
 from localize.model import LocalModel
-from localize.runtime.checkpoint import Snapshot
 from localize.runtime.history import Row
 from localize.runtime.metrics import Tally
+from localize.runtime.snapshot import Snapshot
 from localize.spec import plain
 from localize.weights import fingerprint, put_weights, weights_of
 
@@ -50,6 +50,9 @@ class TrainingState:
     epoch: int = 0
     batch: int = 0
     history: list[Row] = field(default_factory=list)
+    numbers: Collection[int] | None = None  # the parts that this process has; None: all
+    held: Collection[str] | None = None  # the tensors that this process has, by name; None: all
+    owned: Collection[str] | None = None  # those that it writes to a checkpoint; None: all
 
     def about(self) -> dict[str, Any]:
         """What says whose state this is, and how far training has come."""
@@ -67,7 +70,10 @@ class TrainingState:
     def snapshot(self) -> Snapshot:
         """The state as a checkpoint holds it; tensors are the live ones."""
         tensors, trainer = self.describe()
-        return Snapshot(self.about(), weights_of(self.local), tensors, trainer)
+        weights = weights_of(self.local)
+        if self.owned is not None:
+            weights = {name: weights[name] for name in self.owned}
+        return Snapshot(self.about(), weights, tensors, trainer)
 
     def describe(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Optimizer tensors by ``<parameter name>/<entry>``, and everything else."""
@@ -108,7 +114,7 @@ class TrainingState:
             for optimizer, state in zip(self.optimizers, loads, strict=True):
                 optimizer.load_state_dict(state)
             self._restore_companions(snapshot)
-            self.tally.load(snapshot.trainer["tally"])
+            self.tally.load(snapshot.trainer["tally"], self.numbers)
             self.history = list(snapshot.trainer["history"])
             self.step, self.epoch, self.batch = (snapshot.about[name] for name in ("step", "epoch", "batch"))
         except KeyError as error:
@@ -136,7 +142,7 @@ class TrainingState:
     def _put_weights(self, snapshot: Snapshot, where: str) -> None:
         then, now = snapshot.about["cuts"], list(self.local.plan.cuts)
         try:
-            put_weights(self.local, snapshot.weights, where)
+            put_weights(self.local, snapshot.weights, where, self.held)
         except CheckpointError as error:
             if then == now:
                 raise

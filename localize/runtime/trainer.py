@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from localize.errors import ConfigError
 from localize.model import LocalModel, OptimizerFactory
-from localize.runtime import batches, history, metrics, seeding
-from localize.runtime.options import Options, SchedulerFactory, StepCallback
-from localize.runtime.precision import autocast_for
+from localize.runtime import batches, history, seeding
+from localize.runtime.options import Gather, Options, SchedulerFactory, StepCallback
 from localize.runtime.progress import ProgressBar
-from localize.runtime.run import Run
+from localize.runtime.team import Alone, Crew, Team
 from localize.runtime.update import OnNonfinite
+
+CREWS: dict[str, type[Alone] | type[Team]] = {"sequential": Alone, "distributed": Team}
 
 
 class Trainer:
@@ -30,7 +29,9 @@ class Trainer:
         scheduler: makes a learning-rate schedule from an optimizer; stepped once an epoch.
         device: moves the model there; None leaves it where it is.
         precision: ``fp32``, ``bf16`` or ``fp16``: autocast of forward passes, with loss scaling for ``fp16``.
-        executor: ``sequential``: one process runs all parts.
+        executor: ``sequential``: one process runs all parts. ``distributed``: under ``torchrun``, each process runs
+            some of them (one, where there are as many as parts); every process makes the same calls. The first one
+            reads data and shows progress; history and scores are the same on all.
         seed: of data order, augmentation and dropout. Training is a function of it: nothing that the caller
             draws at random before, between or after batches changes the result.
         checkpoint_dir: where training state is written, so that ``fit(..., resume=True)`` can go on.
@@ -43,7 +44,10 @@ class Trainer:
         split_batch: batch → (inputs, target), for loaders that yield something else.
         checkpoint_every: steps between checkpoints; None: one after each epoch. One is written at the end anyway.
         progress: a bar on stderr; None: only where that is a terminal.
-        on_step: called after every step with its number (from 1) and what each part reports. It may raise.
+        on_step: called after every step with its number (from 1) and what each part reports; parts of other
+            processes report nothing here. It may raise.
+        gather: which processes have all weights after ``fit``, and so can save the model: the ``first``, ``all`` or
+            ``none``. In the others, weights of parts that they do not run are on the meta device.
 
     Attributes:
         history: a row an epoch: ``epoch`` (from 1), ``step``, ``train_loss`` (one a part; None where a part has
@@ -75,6 +79,7 @@ class Trainer:
         checkpoint_every: int | None = None,
         progress: bool | None = None,
         on_step: StepCallback | None = None,
+        gather: Gather = "first",
     ) -> None:
         self.options = Options(
             optimizer=optimizer,
@@ -92,10 +97,12 @@ class Trainer:
             checkpoint_every=checkpoint_every,
             progress=progress,
             on_step=on_step,
+            gather=gather,
         )
         self.local = local
         self.history: list[history.Row] = []
-        self.device = place(local, device)
+        self._crew_type: type[Alone] | type[Team] = CREWS[executor]
+        self.device = self._crew_type.place(local, device)
         if compile:
             for module in [*local.parts, *(head for head in local.heads if head is not None)]:
                 module.compile()
@@ -111,8 +118,11 @@ class Trainer:
             ConfigError: the loader is empty, or its batches have an unknown form.
             TaskError: a target does not fit the task.
         """
-        autocast = autocast_for(self.options.precision, self.device)
-        return metrics.evaluate(self.local, loader, self.options.split_batch, self.device, autocast)
+        with self._crew() as crew:
+            return crew.evaluate(loader)
+
+    def _crew(self) -> Crew:
+        return self._crew_type(self.local, self.options, self.device)
 
     def fit(
         self, train: Iterable[Any], val: Iterable[Any] | None = None, epochs: int = 1, resume: bool = False
@@ -133,35 +143,19 @@ class Trainer:
             CheckpointError: the checkpoint is damaged or of another run, or cannot be written.
             LocalizeError: a loss is not finite; the message names part, epoch and batch.
         """
-        self.options.check_fit(epochs, resume)
-        self.local.train()
-        run = Run(self.local, self.options, self.device)
-        self.history = run.state.history
-        if resume:
-            run.resume()
+        with self._crew() as crew:
+            resume = resume or crew.goes_on
+            self.options.check_fit(epochs, resume)
+            epochs, resume, validates = crew.agreed([epochs, resume, val is not None])
+            self.local.train()
+            run = crew.run(resume)
             self.history = run.state.history
-        with ProgressBar(epochs, self.options.progress) as bar:
-            while run.state.epoch < epochs:
-                with seeding.ambient(run.generators, self.options.seed, run.state.epoch):
-                    run.train_epoch(train, bar)
-                    scores = self.evaluate(val) if val is not None else None
-                run.end_epoch(scores, bar, last=run.state.epoch + 1 >= epochs)
-        run.updater.release()
+            with ProgressBar(epochs, self.options.progress if crew.first else False) as bar:
+                while run.state.epoch < epochs:
+                    with seeding.ambient(run.generators, self.options.seed, run.state.epoch):
+                        run.train_epoch(train, bar)
+                        scores = crew.evaluate(val or ()) if validates else None
+                    run.end_epoch(scores, bar, last=run.state.epoch + 1 >= epochs)
+            run.updater.release()
+            crew.finish()
         return self.history
-
-
-def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
-    """Moves the model, if asked to; returns where it is.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if device is not None:
-        try:
-            local.to(torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
-            ) from error
-    anything: Tensor | None = next(local.parameters(), next(local.buffers(), None))
-    return anything.device if anything is not None else torch.device("cpu")

@@ -429,8 +429,8 @@ def test_all_bad_options_are_told_at_once() -> None:
     assert [line for line in expected if line not in message] == []
 
 
-def test_the_distributed_executor_is_announced() -> None:
-    with pytest.raises(PlacementError, match="comes with the distributed runtime"):
+def test_the_distributed_executor_says_how_to_start_it() -> None:
+    with pytest.raises(PlacementError, match=r"torchrun --nproc-per-node K script\.py"):
         trainer(converted(), executor="distributed")
 
 

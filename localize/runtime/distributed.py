@@ -1,0 +1,120 @@
+"""Several processes, each with some of the parts: a run as one rank sees it.
+
+    rank 0   F1 B1 │ F2 B2 │ F3 B3 │          reads data; batch i goes up when its forward pass is done
+    rank 1         F1 B1 │ F2 B2 │ F3 B3      starts on batch i when it has arrived, and not before batch i-1 is done
+
+What a part does with a batch is ``stage_step``, as everywhere; ``Wires`` carries out its sends and receives. Where a
+loss reaches several parts, the stage waits for gradients from above before it goes on to the next batch, since its
+next forward pass needs the new weights. So the results are those of one process, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from localize.runtime import checkpoint, metrics
+from localize.runtime.messages import Upward
+from localize.runtime.nonfinite import check_weights
+from localize.runtime.placement import trainable_only
+from localize.runtime.run import Run
+from localize.runtime.sequential import run_batch, stages_of
+from localize.runtime.stage import Stage, StageReport
+from localize.runtime.wire import Kind
+
+if TYPE_CHECKING:
+    from localize.runtime.team import Team
+
+_BOARD_S = 0.5  # how often losses are posted for the other ranks
+
+
+class DistributedRun(Run):
+    """The stages of one rank. Counters, history and scores are the same on every rank."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        super().__init__(team.local, team.options, team.device)
+        self.reports = team.first
+        held = [name for name in team.holdings.tensors if team.holdings.held(name)]
+        self.state.numbers, self.state.held = team.placement.numbers, frozenset(held)
+        self.state.owned = team.holdings.owned()
+        self._saves, self._posted_at = 0, 0.0
+        self._known: list[float | None] = [None] * len(team.local.parts)
+
+    def _stages(self) -> list[Stage]:
+        return [stage for stage in stages_of(self.local) if stage.number in self.team.placement.numbers]
+
+    def _optimizers(self) -> list[Optimizer]:
+        with trainable_only(self.local, self.team.placement.numbers):
+            return super()._optimizers()
+
+    # ---------------------------------------------------------------- steps
+
+    def _steps(self, train: Iterable[Any]) -> Iterator[list[StageReport]]:
+        if self.team.first:
+            yield from super()._steps(train)
+        else:
+            for arrived, samples in self.team.wires.batches(Kind.DATA):
+                with self._step_place():
+                    reports = self.carry_out(arrived, samples)
+                del arrived
+                yield reports
+        self.team.wires.end()
+
+    def carry_out(self, arrived: Upward, size: int) -> list[StageReport]:
+        self.team.wires.at(Kind.DATA, self.state.step, size)
+        reports = super().carry_out(arrived, size)
+        self.team.session.step = self.state.step
+        return reports
+
+    def _execute(self, arrived: Upward) -> list[StageReport]:
+        own = run_batch(
+            self.stages, arrived.stream, arrived.target, self.updater, self._around, self.team.wires
+        )
+        reports = [StageReport(None, None)] * len(self.local.parts)
+        for stage, report in zip(self.stages, own, strict=True):
+            reports[stage.number - 1] = report
+        return reports
+
+    # ---------------------------------------------------------------- what all ranks know
+
+    def _losses(self, reports: Sequence[StageReport]) -> Sequence[Tensor | float | None]:
+        """This rank's losses, and those that others posted last: a little late, and nobody waits for them."""
+        now = time.monotonic()
+        if now - self._posted_at >= _BOARD_S:
+            self._posted_at = now
+            own = {s.number: reports[s.number - 1].loss for s in self.stages}
+            self.team.session.post("losses", {n: None if loss is None else float(loss) for n, loss in own.items()})
+            for posted in self.team.session.look("losses"):
+                for number, loss in (posted or {}).items():
+                    self._known[int(number) - 1] = loss
+            self.team.session.check()
+        pairs = zip(reports, self._known, strict=True)
+        return [known if report.loss is None else report.loss for report, known in pairs]
+
+    def _tally(self) -> metrics.Tally:
+        return self.state.tally.join(self.team.session.gather(self.state.tally.plain()))
+
+    def _rates(self) -> list[float]:
+        return [rate for rates in self.team.session.gather(super()._rates()) for rate in rates]
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self) -> None:
+        """Writes this rank's share of a checkpoint. Whoever is the last to do so makes it the latest one."""
+        folder = self.options.checkpoint_dir
+        assert folder is not None
+        check_weights(self.stages, self.state.step)
+        snapshot, ranks = self.state.snapshot(), self.team.placement.ranges
+        self._saves += 1
+        partial = checkpoint.partial_of(folder, self.state.step, self._saves)
+        packed = checkpoint.pack(snapshot.trainer)
+        with checkpoint.writing(folder, self.state.step):
+            partial.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(partial, snapshot, packed, f"-{self.team.placement.rank + 1}-of-{len(ranks)}")
+            if self.team.session.count(f"checkpoint/{self._saves}") == len(ranks):
+                checkpoint.commit(folder, partial, snapshot.about)

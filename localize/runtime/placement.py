@@ -1,0 +1,193 @@
+"""Which rank has which parts, and that it holds the weights of those alone.
+
+A tensor of a part that is elsewhere stays the very object it was, so that the user's model keeps its structure, names
+and shapes; but it is put on the meta device, without memory, and takes its values back when they are gathered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from localize.errors import PlacementError
+from localize.model import LocalModel
+from localize.runtime.ranks import Session
+from localize.weights import named_tensors
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The parts of every rank: consecutive numbers from 1, at least one each."""
+
+    rank: int
+    ranges: tuple[range, ...]
+
+    @property
+    def numbers(self) -> range:
+        """The parts of this rank."""
+        return self.ranges[self.rank]
+
+    @property
+    def names(self) -> list[str]:
+        """Every rank's parts in words."""
+        total = self.ranges[-1][-1]
+        return [
+            f"part {r[0]} of {total}" if len(r) == 1 else f"parts {r[0]}–{r[-1]} of {total}" for r in self.ranges
+        ]
+
+    def rank_of(self, number: int) -> int:
+        """The rank that has a part."""
+        return next(rank for rank, numbers in enumerate(self.ranges) if number in numbers)
+
+
+def assign(costs: Sequence[float], ranks: int) -> tuple[range, ...]:
+    """Consecutive parts to ranks so that the largest sum of costs is as small as possible.
+
+    Raises:
+        PlacementError: more ranks than parts.
+    """
+    parts = len(costs)
+    if ranks > parts:
+        raise PlacementError(
+            f"There are {ranks} ranks for {parts} parts; start {parts} processes, or convert with parts={ranks}."
+        )
+    # best[n]: the smallest largest sum for the first n parts on the ranks so far, and where the last rank begins
+    none: tuple[float, list[int]] = (float("inf"), [])
+    best = [(0.0, none[1])] + [none] * parts
+    for _ in range(ranks):
+        best = [none] + [
+            min((max(best[m][0], sum(costs[m:n])), [*best[m][1], n]) for m in range(n)) for n in range(1, parts + 1)
+        ]
+    ends = best[parts][1]
+    return tuple(range(start + 1, end + 1) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
+def placement_of(local: LocalModel, rank: int, ranks: int) -> Placement:
+    """Parts to ranks by the cost that the model was balanced by."""
+    count = len(local.parts)
+    costs = [1.0] * count
+    if len(local.plan.parts) == count:
+        costs = [max(p.total.of(local.plan.balance), 1e-9) for p in local.plan.parts]
+    return Placement(rank, assign(costs, ranks))
+
+
+class Holdings:
+    """The model's tensors by name, and the ranks that use each; what no part uses is the first rank's."""
+
+    def __init__(self, local: LocalModel, placement: Placement, session: Session) -> None:
+        self.local, self.placement, self.session = local, placement, session
+        self.tensors = named_tensors(local)
+        users: dict[int, set[int]] = {}
+        for number, (part, head) in enumerate(zip(local.parts, local.heads, strict=True), 1):
+            for tensor in tensors_in(part, head):
+                users.setdefault(id(tensor), set()).add(placement.rank_of(number))
+        self.ranks = {name: sorted(users.get(id(tensor), {0})) for name, tensor in self.tensors.items()}
+
+    def held(self, name: str) -> bool:
+        """Whether this rank uses a tensor."""
+        return self.placement.rank in self.ranks[name]
+
+    def owned(self) -> list[str]:
+        """The tensors that this rank answers for: each has one such rank, the lowest that uses it."""
+        return [name for name, ranks in self.ranks.items() if ranks[0] == self.placement.rank]
+
+    def release(self) -> None:
+        """Frees what only other ranks use."""
+        for name, tensor in self.tensors.items():
+            if not self.held(name) and not tensor.is_meta:
+                try:
+                    replace_by(tensor, torch.empty_like(tensor, device="meta"))
+                except RuntimeError as error:
+                    _log.warning("%s stays in memory on rank %d: %s", name, self.placement.rank, error)
+
+    def move(self, device: torch.device) -> None:
+        """Puts what this rank uses on its device."""
+        own = zip(self.local.parts, self.local.heads, strict=True)
+        for number, (part, head) in enumerate(own, 1):
+            for tensor in tensors_in(part, head) if number in self.placement.numbers else ():
+                if tensor.device != device:
+                    tensor.data = tensor.data.to(device)
+
+    # ---------------------------------------------------------------- between ranks
+
+    def gather(self, everywhere: bool = False) -> None:
+        """Brings all weights to the first rank (to all ranks), on the CPU unless they are there already."""
+        to = range(len(self.placement.ranges)) if everywhere else range(1)
+        for name, tensor in self.tensors.items():
+            self._deliver(name, tensor, [rank for rank in to if rank not in self.ranks[name]])
+
+    @contextmanager
+    def borrowed(self, wanted: dict[int, list[Tensor]]) -> Iterator[None]:
+        """Tensors of other ranks for a while; ``wanted`` lists all that each rank needs, by rank."""
+        names = {id(tensor): name for name, tensor in self.tensors.items()}
+        lent: list[Tensor] = []
+        needs = {rank: {names[id(t)] for t in tensors if id(t) in names} for rank, tensors in wanted.items()}
+        for name, tensor in self.tensors.items():
+            to = [rank for rank in sorted(needs) if name in needs[rank] and rank not in self.ranks[name]]
+            absent = tensor.is_meta
+            self._deliver(name, tensor, to)
+            if absent and not tensor.is_meta:
+                lent.append(tensor)
+        try:
+            yield
+        finally:
+            for tensor in lent:
+                replace_by(tensor, torch.empty_like(tensor, device="meta"))
+
+    def _deliver(self, name: str, tensor: Tensor, to: Sequence[int]) -> None:
+        owner, rank = self.ranks[name][0], self.placement.rank
+        for other in to:
+            if rank == owner:
+                self.session.send(tensor, other)
+            elif rank == other:
+                values = self.session.receive(tensor, owner)
+                if tensor.is_meta:
+                    replace_by(tensor, values)
+                else:
+                    tensor.data.copy_(values)
+
+
+def tensors_in(*modules: nn.Module | None) -> list[Tensor]:
+    """All parameters and buffers."""
+    there = [module for module in modules if module is not None]
+    return list(chain.from_iterable(chain(m.parameters(), m.buffers()) for m in there))
+
+
+def replace_by(tensor: Tensor, values: Tensor) -> None:
+    """Makes ``tensor``, the object that everybody holds, one with the memory of ``values``.
+
+    Raises:
+        RuntimeError: somebody holds a weak reference to it, or a graph that leads to it.
+    """
+    tensor.grad = None
+    if isinstance(tensor, nn.Parameter):
+        values = nn.Parameter(values, requires_grad=tensor.requires_grad)
+    attributes = dict(tensor.__dict__)  # an optimizer's marks, say
+    torch.utils.swap_tensors(tensor, values)
+    tensor.__dict__.update(attributes)
+
+
+@contextmanager
+def trainable_only(local: LocalModel, numbers: range) -> Iterator[None]:
+    """Makes ``local.optimizers`` leave out the parts (and heads) that are not in ``numbers``."""
+    foreign = [
+        parameter
+        for number, (part, head) in enumerate(zip(local.parts, local.heads, strict=True), 1)
+        for parameter in tensors_in(part, head)
+        if number not in numbers and parameter.requires_grad
+    ]
+    for parameter in foreign:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in foreign:
+            parameter.requires_grad_(True)

@@ -1,0 +1,248 @@
+"""The processes of one run: how they find each other, agree, and learn that one of them failed.
+
+Small values go through the store that the launcher keeps: every wait on it is short and looks for a failure in
+between, so that nobody waits long for a rank that is gone. The first rank to fail writes down why; all others stop
+with that reason. Tensors go through a process group of gloo, see ``links.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from localize.errors import LocalizeError, PlacementError, WireError
+
+_POLL_S = 0.25  # how often a waiting rank looks for a failure elsewhere
+_GRACE_S = 2.0  # how long one whose neighbour is gone waits for that neighbour's reason
+_FOREVER = timedelta(days=30)  # a rank may wait long for data; that another one is gone it learns otherwise
+_ABORT = "abort"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The first failure of a run. ``step`` counts from 1, as messages for people do; 0: before the first."""
+
+    rank: int
+    parts: str
+    step: int
+    edge: str | None
+    error: str
+
+    def __str__(self) -> str:
+        edge = f", edge {self.edge}" if self.edge else ""
+        return f"rank {self.rank} ({self.parts}) at step {self.step}{edge}: {self.error}"
+
+
+class Stopped(WireError):
+    """Another rank failed, and so this one stops; ``cause`` is that rank's failure."""
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them."""
+
+    rank: int
+    count: int
+    group: dist.ProcessGroup
+    store: Store
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that reads data and reports progress."""
+        return self.rank == 0
+
+
+_joined: Ranks | None = None
+_sessions = 0
+
+
+def launched() -> bool:
+    """Whether this process was started by torchrun, or belongs to a process group already."""
+    return dist.is_initialized() or {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process anew after a failure (``--max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+
+
+def join() -> Ranks:
+    """This process's place among the ranks; all of them have to call this.
+
+    Raises:
+        PlacementError: the process was not started as one of several.
+    """
+    global _joined
+    if _joined is not None and dist.is_initialized():
+        return _joined
+    if not launched():
+        raise PlacementError(
+            "executor='distributed' runs one process a part; start this script with `torchrun --nproc-per-node K "
+            "script.py`, or use `localize train … --nproc-per-node K`."
+        )
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_FOREVER)
+    group = dist.new_group(backend="gloo", timeout=_FOREVER)
+    assert isinstance(group, dist.ProcessGroup)
+    store = dist.distributed_c10d._get_default_store()
+    _joined = Ranks(dist.get_rank(), dist.get_world_size(), group, store)
+    return _joined
+
+
+class Session:
+    """One ``fit`` or ``evaluate`` of all ranks together.
+
+    Attributes:
+        ranks: this process among them.
+        names: which parts each rank has, in words.
+        step: the step this rank is at, from 0; for messages.
+    """
+
+    def __init__(self, ranks: Ranks, names: Sequence[str]) -> None:
+        global _sessions
+        _sessions += 1
+        self.ranks, self.names, self.step = ranks, list(names), 0
+        self._store = PrefixStore(f"localize/{_sessions}", ranks.store)
+        self._gathered = 0
+
+    # ---------------------------------------------------------------- failing
+
+    def check(self) -> None:
+        """Raises ``Stopped`` where any rank has failed."""
+        cause = self._known_cause()
+        if cause is not None:
+            raise self.stopped(cause)
+
+    def stopped(self, cause: Cause) -> Stopped:
+        """The error of a rank that stops because another one failed."""
+        here = f"Rank {self.ranks.rank} ({self.names[self.ranks.rank]})"
+        return Stopped(f"{here} stopped at step {self.step + 1}, because of {cause}", cause)
+
+    def fail(self, error: BaseException, edge: str | None = None) -> Cause:
+        """Tells all ranks of an error here; returns the run's first failure, which may be another's."""
+        if isinstance(error, Stopped):
+            return error.cause
+        known = isinstance(error, LocalizeError)
+        text = str(error) if known else f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        return self._blame(self._cause(self.ranks.rank, edge, text.splitlines()[0]))
+
+    def lost(self, rank: int, edge: str | None, error: BaseException) -> Stopped:
+        """The error of a rank whose connection to a neighbour broke: that one's own reason, if it has left any."""
+        end = time.monotonic() + _GRACE_S
+        while time.monotonic() < end:
+            cause = self._known_cause()
+            if cause is not None:
+                return self.stopped(cause)
+            time.sleep(_POLL_S / 5)
+        reason = f"the process is gone ({str(error).strip().splitlines()[0][-160:]})"
+        return self.stopped(self._blame(self._cause(rank, edge, reason)))
+
+    def _cause(self, rank: int, edge: str | None, error: str) -> Cause:
+        return Cause(rank, self.names[rank], self.step + 1, edge, error)
+
+    def _blame(self, cause: Cause) -> Cause:
+        try:
+            first = self._store.compare_set(_ABORT, "", json.dumps(asdict(cause)))
+        except RuntimeError:  # the store is gone, too
+            return cause
+        return Cause(**json.loads(first))
+
+    def _known_cause(self) -> Cause | None:
+        try:
+            return Cause(**json.loads(self._store.get(_ABORT))) if self._store.check([_ABORT]) else None
+        except RuntimeError as error:
+            reason = f"the store of the launcher is gone ({str(error).splitlines()[0][:160]})"
+            return self._cause(self.ranks.rank, None, reason)
+
+    # ---------------------------------------------------------------- agreeing
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gave, by rank. Values are plain data (JSON); all ranks call this in the same order.
+
+        Raises:
+            Stopped: another rank failed meanwhile.
+        """
+        self._gathered += 1
+        prefix = f"gather/{self._gathered}"
+        self._store.set(f"{prefix}/{self.ranks.rank}", json.dumps(value))
+        keys = [f"{prefix}/{rank}" for rank in range(self.ranks.count)]
+        self._wait(keys)
+        result = [json.loads(self._store.get(key)) for key in keys]
+        # Whoever is here has read all that came before: what lies two gatherings back, nobody needs.
+        self._store.delete_key(f"gather/{self._gathered - 2}/{self.ranks.rank}")
+        return result
+
+    def _wait(self, keys: list[str]) -> None:
+        while not self._store.check(keys):
+            self.check()
+            try:
+                self._store.wait(keys, timedelta(seconds=_POLL_S))
+            except dist.DistStoreError:
+                continue
+
+    def count(self, name: str) -> int:
+        """How many ranks have called this with ``name``, this one included."""
+        return self._store.add(f"count/{name}", 1)
+
+    def post(self, name: str, value: Any) -> None:
+        """Leaves a value for others to look at."""
+        self._store.set(f"board/{name}/{self.ranks.rank}", json.dumps(value))
+
+    def look(self, name: str) -> list[Any]:
+        """The last value of every rank, by rank; None where it has posted none. Waits for nobody."""
+        keys = [f"board/{name}/{rank}" for rank in range(self.ranks.count)]
+        return [json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
+
+    # ---------------------------------------------------------------- tensors
+
+    def call(self, function: Callable[[], T], other: int) -> T:
+        """Runs what may wait long for rank ``other``, in a thread, and gives up where a rank fails.
+
+        Raises:
+            Stopped: another rank failed meanwhile, or is gone.
+        """
+        box: list[Any] = []
+
+        def run() -> None:
+            try:
+                box.append((function(), None))
+            except Exception as error:
+                box.append((None, error))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while True:
+            thread.join(_POLL_S)
+            if not thread.is_alive():
+                break
+            self.check()
+        result, error = box[0]
+        if error is not None:
+            raise self.lost(other, None, error) from error
+        return result  # type: ignore[no-any-return]
+
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        """Hands a tensor to a rank that calls ``receive`` for it."""
+        held = tensor.detach().cpu().contiguous()
+        self.call(lambda: self.ranks.group.send([held], to, 1).wait(), to)
+
+    def receive(self, like: torch.Tensor, source: int) -> torch.Tensor:
+        """A tensor of a rank that calls ``send``, of the shape and dtype of ``like``, on the CPU."""
+        held = torch.empty(like.shape, dtype=like.dtype)
+        self.call(lambda: self.ranks.group.recv([held], source, 1).wait(), source)
+        return held

@@ -1,0 +1,79 @@
+"""What a checkpoint holds, and how it is put together again from the files of one or several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+WEIGHTS, OPTIMIZER, TRAINER = "weights.safetensors", "optimizer.safetensors", "trainer.pt"
+Keep = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds."""
+
+    about: dict[str, Any]  # for state.json: plain data; ``step`` names the folder
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # by ``<parameter name>/<entry>``
+    trainer: dict[str, Any] = field(default_factory=dict)  # what torch.load(weights_only=True) can read
+
+
+def read(path: Path, about: dict[str, Any], keep: Keep | None) -> Snapshot:
+    """A checkpoint from its files; see ``checkpoint.load``."""
+    weights: dict[str, Tensor] = {}
+    optimizer: dict[str, Tensor] = {}
+    for file in _files(about, WEIGHTS):
+        weights |= _tensors(path / file, keep)
+    for file in _files(about, OPTIMIZER):
+        optimizer |= _tensors(path / file, None if keep is None else lambda name: keep(name.rpartition("/")[0]))
+    shards = [torch.load(path / f, map_location="cpu", weights_only=True) for f in _files(about, TRAINER)]
+    return Snapshot(about, weights, optimizer, merged(shards))
+
+
+def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the ranks kept, each for its own parts, as one process would have kept it."""
+    first = shards[0]
+    if len(shards) == 1:
+        return first
+    return {
+        **first,
+        "optimizers": [optimizer for shard in shards for optimizer in shard["optimizers"]],
+        "values": {name: value for shard in shards for name, value in shard["values"].items()},
+        "tally": _tally([shard["tally"] for shard in shards]),
+    }
+
+
+def _tally(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    sums = {name: sum(state[name] for state in states) for name in ("loss", "weight", "hits")}
+    columns = {name: list(zip(*(state[name] for state in states), strict=True)) for name in ("measured", "skipped")}
+    return {
+        **states[0],
+        **sums,
+        "measured": [any(column) for column in columns["measured"]],
+        "skipped": [sum(column) for column in columns["skipped"]],
+    }
+
+
+def _files(about: dict[str, Any], file: str) -> Iterator[str]:
+    """The file, or its shards in the order of ranks."""
+    stem, _, suffix = file.partition(".")
+    found = [f for f in about["file_bytes"] if f == file or (f.startswith(f"{stem}-") and f.endswith(f".{suffix}"))]
+    return iter(sorted(found, key=lambda name: (len(name), name)))
+
+
+def _tensors(path: Path, keep: Keep | None) -> dict[str, Tensor]:
+    result = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if keep is None or keep(name):
+                result[name] = file.get_tensor(name)
+            else:
+                result[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
+    return result

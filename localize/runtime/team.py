@@ -1,0 +1,240 @@
+"""What carries out ``fit`` and ``evaluate``: this process alone, or several, each with some of the parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from localize.errors import ConfigError, PlacementError, problem_list
+from localize.model import LocalModel
+from localize.runtime import checkpoint, evaluation, metrics
+from localize.runtime.distributed import DistributedRun
+from localize.runtime.options import Options
+from localize.runtime.placement import Holdings, placement_of
+from localize.runtime.precision import PRECISIONS, autocast_for
+from localize.runtime.ranks import Session, join, restarted
+from localize.runtime.run import Run
+from localize.runtime.wires import Wires
+from localize.spec import plain
+from localize.weights import fingerprint
+
+_log = logging.getLogger(__name__)
+
+
+class Crew(Protocol):
+    """Who trains: a context around one ``fit`` or ``evaluate``."""
+
+    first: bool  # whether this process reads data and shows progress
+    goes_on: bool  # whether it was started anew after a failure, to go on from a checkpoint
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def agreed(self, value: Any) -> Any:
+        """What the first process gave; plain data."""
+
+    def run(self, resume: bool) -> Run:
+        """A new run, or the one in ``checkpoint_dir`` where it stands."""
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]: ...
+
+    def finish(self) -> None:
+        """After training."""
+
+
+class Alone:
+    """One process has all parts."""
+
+    first, goes_on = True, False
+
+    @staticmethod
+    def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
+        """Where the model is computed; moves it there, if asked to."""
+        return place(local, device)
+
+    def __init__(self, local: LocalModel, options: Options, device: torch.device) -> None:
+        self.local, self.options, self.device = local, options, device
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def agreed(self, value: Any) -> Any:
+        return value
+
+    def run(self, resume: bool) -> Run:
+        run = Run(self.local, self.options, self.device)
+        if resume:
+            run.resume()
+        return run
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]:
+        autocast = autocast_for(self.options.precision, self.device)
+        return metrics.evaluate(self.local, loader, self.options.split_batch, self.device, autocast)
+
+    def finish(self) -> None:
+        return None
+
+
+class Team:
+    """Several processes, each with consecutive parts. All of them do all of this, in the same order.
+
+    Attributes:
+        session: what the ranks have in common.
+        placement, holdings: which parts and tensors this rank has.
+        wires: its edges to the neighbours, while it is open.
+    """
+
+    wires: Wires
+
+    @staticmethod
+    def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
+        """Where this rank computes. Its parts move there when training starts."""
+        ranks = join()
+        placement_of(local, ranks.rank, ranks.count)
+        return device_for(device, local)
+
+    def __init__(self, local: LocalModel, options: Options, device: torch.device) -> None:
+        self.local, self.options, self.device = local, options, device
+        self._ranks = join()
+        self.first = self._ranks.first
+        self.goes_on = restarted() and options.checkpoint_dir is not None
+        self.placement = placement_of(local, self._ranks.rank, self._ranks.count)
+        self._open: Wires | None = None
+
+    def __enter__(self) -> Self:
+        self.session = Session(self._ranks, self.placement.names)
+        self.holdings = Holdings(self.local, self.placement, self.session)
+        try:
+            self._agree()
+        except BaseException as error:
+            self.session.fail(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            cause = self.session.fail(error)
+            if self._open is not None:
+                self._open.abort(cause)
+        elif self._open is not None:
+            self._open.close()
+        self._open = None
+
+    def agreed(self, value: Any) -> Any:
+        return self.session.gather(value)[0]
+
+    def run(self, resume: bool) -> Run:
+        folder = self.options.checkpoint_dir
+        if folder is not None and self.first:
+            checkpoint.clean(folder)
+        self.holdings.release()
+        self.holdings.move(self.device)
+        self.agreed(None)  # nobody writes a checkpoint before the folder is clean, or reads one that is being made
+        run = DistributedRun(self)
+        if resume:
+            run.resume()
+        self.connect(run.state.step)
+        return run
+
+    def connect(self, step: int = 0) -> None:
+        """Opens the edges to the neighbours; ``step`` counts from 0."""
+        self.session.step = step
+        self.wires = self._open = Wires(self.session, self.placement, self.local, self.device, step)
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]:
+        if self._open is None:
+            self.holdings.move(self.device)
+            self.connect()
+        return evaluation.evaluate(self, loader, autocast_for(self.options.precision, self.device))
+
+    def finish(self) -> None:
+        if self.options.gather != "none":
+            self.holdings.gather(everywhere=self.options.gather == "all")
+
+    def _agree(self) -> None:
+        """Makes sure that all ranks are about to do the same.
+
+        Raises:
+            PlacementError: they are not, or these options do not work on several ranks.
+        """
+        parts = len(self.local.parts)
+        if PRECISIONS[self.options.precision] is torch.float16 and self.local.method.reach_in(parts) > 1:
+            raise PlacementError(
+                f"precision='fp16' with {self.local.method.name!r}, whose losses reach several parts, needs one loss "
+                "scale for all ranks, which they do not share; use precision='bf16' or executor='sequential'."
+            )
+        about = {
+            "model": fingerprint(self.local.to_standard())["sha256"][:12],
+            "method": f"{self.local.method.name} {plain(self.local.method.options())}",
+            "cuts": list(self.local.plan.cuts),
+            "seed": self.options.seed,
+            "precision": self.options.precision,
+            "checkpoint_every": self.options.checkpoint_every,
+            "gather": self.options.gather,
+        }
+        everyone = self.session.gather({**about, "weights": _sample(self.holdings)})
+        problems = [
+            f"{name} is {everyone[0][name]!r} on rank 0 and {other[name]!r} on rank {rank}"
+            for rank, other in enumerate(everyone)
+            for name in about
+            if other[name] != everyone[0][name]
+        ]
+        if problems:
+            raise PlacementError(problem_list("The ranks do not train the same", problems))
+        values = [other["weights"] for other in everyone]
+        if self.first and any(one[n] != other[n] for one in values for other in values for n in one if n in other):
+            _log.warning(
+                "The ranks built models with different weights; call torch.manual_seed before the model is built, so "
+                "that a run can be repeated. Each part keeps the weights of its own rank."
+            )
+
+
+def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
+    """Moves the model, if asked to; returns where it is.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if device is not None:
+        try:
+            local.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
+            ) from error
+    anything: Tensor | None = next(local.parameters(), next(local.buffers(), None))
+    return anything.device if anything is not None else torch.device("cpu")
+
+
+def device_for(wanted: torch.device | str | None, local: LocalModel) -> torch.device:
+    """Where this rank computes: ``cuda`` is the device with the number of the process on its machine."""
+    if wanted is None:
+        first = next((t for t in local.parameters() if not t.is_meta), None)
+        return torch.device("cpu") if first is None else first.device
+    device = torch.device(wanted)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return device
+
+
+def _sample(holdings: Holdings) -> dict[str, list[float]]:
+    """The first value of some tensors: differs where weights were drawn at random without a common seed."""
+    names = [name for name, tensor in holdings.tensors.items() if tensor.numel() and not tensor.is_meta]
+    chosen = names[:: max(1, len(names) // 16)]
+    return {name: [float(holdings.tensors[name].detach().flatten()[0].real)] for name in chosen}

@@ -1,0 +1,121 @@
+"""A rank's edges to its neighbours, and the stream of batches that runs along them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+
+from localize.errors import WireError
+from localize.model import LocalModel
+from localize.part import Part
+from localize.runtime.contracts import Downwards, Upwards, crossing_into, messages_down
+from localize.runtime.links import Inbox, Outbox
+from localize.runtime.messages import Message, Side, Upward
+from localize.runtime.placement import Placement
+from localize.runtime.ranks import Cause, Session
+from localize.runtime.wire import Edge, Envelope, Kind
+
+_UP, _DOWN = 2, 3  # tags
+
+
+class Wires:
+    """Implements ``sequential.Outside`` for one rank.
+
+    Args:
+        session, placement: this rank among all.
+        local: the model.
+        device: where this rank computes.
+        step: the number, from 0, of the first training batch that will come.
+    """
+
+    def __init__(
+        self, session: Session, placement: Placement, local: LocalModel, device: torch.device, step: int
+    ) -> None:
+        self.session = session
+        self._kind, self._step, self._note = Kind.DATA, step, dict[str, Any]()
+        self._outboxes: dict[Side, Outbox] = {}
+        self._inboxes: dict[Side, Inbox] = {}
+        self._sent: Downwards | None = None
+        rank, total = placement.rank, len(local.parts)
+        first, last = placement.numbers[0], placement.numbers[-1]
+        if first > 1:
+            names = crossing_into(cast(Part, local.parts[first - 1]))
+            expected = Upwards(Edge(first - 1, first), names, step, _primary(local, first))
+            self._inboxes[Side.BELOW] = Inbox(session, expected, rank - 1, _UP, device)
+            if messages_down(local.method, first, total):
+                self._outboxes[Side.BELOW] = Outbox(session, Edge(first, first - 1), rank - 1, _DOWN)
+        if last < total:
+            self._outboxes[Side.ABOVE] = Outbox(session, Edge(last, last + 1), rank + 1, _UP)
+            types = messages_down(local.method, last + 1, total)
+            if types:
+                self._sent = Downwards(Edge(last + 1, last), types, step)
+                self._inboxes[Side.ABOVE] = Inbox(session, self._sent, rank + 1, _DOWN, device)
+
+    # ---------------------------------------------------------------- within a batch
+
+    def at(self, kind: Kind, step: int, samples: int) -> None:
+        """What is sent from now on belongs to this batch; ``step`` counts from 0."""
+        self._kind, self._step, self._note = kind, step, {"samples": samples}
+
+    def send(self, to: Side, message: Message) -> None:
+        """See ``Outside``."""
+        outbox = self._outboxes.get(to)
+        if outbox is None:
+            return
+        if isinstance(message, Upward) and self._sent is not None and self._kind is Kind.DATA:
+            self._sent.sends(self._step, message.stream)
+        outbox.put(Envelope(self._kind, self._step, outbox.edge, message, self._note))
+
+    def receive(self, source: Side) -> Message:
+        """See ``Outside``.
+
+        Raises:
+            WireError: what comes is no message, or none at all comes.
+        """
+        envelope = self._inboxes[source].get()
+        if envelope.message is None or envelope.kind is not self._kind:
+            raise WireError(
+                f"Step {self._step + 1}, edge {envelope.edge}: expected a message of {self._kind.name}, "
+                f"found {envelope.kind.name}."
+            )
+        return envelope.message
+
+    # ---------------------------------------------------------------- the stream
+
+    def batches(self, kind: Kind) -> Iterator[tuple[Upward, int]]:
+        """What comes from below until there is no more: values and target, and the number of samples."""
+        while True:
+            envelope = self._inboxes[Side.BELOW].get()
+            if envelope.kind is Kind.EOS:
+                return
+            if envelope.kind is not kind or not isinstance(envelope.message, Upward):
+                raise WireError(
+                    f"Step {envelope.step + 1}, edge {envelope.edge}: expected {kind.name}, found {envelope.kind.name}."
+                )
+            yield envelope.message, int(envelope.note["samples"])
+
+    def end(self) -> None:
+        """Tells the part above that there are no more batches, for now."""
+        if Side.ABOVE in self._outboxes:
+            outbox = self._outboxes[Side.ABOVE]
+            outbox.put(Envelope(Kind.EOS, self._step, outbox.edge))
+
+    def close(self) -> None:
+        """Ends all edges, when nothing more is to be sent or received."""
+        for outbox in self._outboxes.values():
+            outbox.close()
+        for inbox in self._inboxes.values():
+            inbox.close()
+
+    def abort(self, cause: Cause) -> None:
+        """Tells the neighbours of a failure."""
+        for outbox in self._outboxes.values():
+            outbox.abort(cause)
+
+
+def _primary(local: LocalModel, number: int) -> Any:
+    """Name and spec of what the head below part ``number`` reads, where the plan has them."""
+    boundary = next((b for b in local.plan.boundaries if b.number == number - 1), None)
+    return None if boundary is None else (boundary.primary, boundary.spec)
