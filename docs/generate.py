@@ -15,7 +15,7 @@ from localize.cli.method_options import option_rows
 from localize.heads.registry import method_class
 
 DOCS = Path(__file__).parent
-COMMANDS = ("convert", "inspect", "train", "evaluate", "methods")
+COMMANDS = ("convert", "inspect", "train", "evaluate", "schedule", "methods")
 GENERATED = "<!-- Written by `make docs`; edit the docstrings instead. -->\n"
 
 

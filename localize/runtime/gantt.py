@@ -40,7 +40,7 @@ def draw(timelines: Sequence[Timeline], path: str | Path) -> None:
         raise ConfigError(f"A picture takes timelines of one unit, got {len(timelines)} in {sorted(units) or 'none'}.")
     matplotlib = _matplotlib("matplotlib")
     rows = [len(timeline.parts) for timeline in timelines]
-    with matplotlib.rc_context({"svg.hashsalt": "localize", "svg.fonttype": "path", "font.size": 8}):
+    with matplotlib.rc_context({"svg.hashsalt": "localize", "svg.fonttype": "none", "font.size": 8}):
         size = (_WIDTH, _ROW * sum(rows) + 0.55 * len(rows) + 0.6)
         figure = _matplotlib("matplotlib.figure").Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
@@ -64,6 +64,7 @@ def _panel(panel: Any, timeline: Timeline, span: float) -> None:
         color=[COLORS[each.label] for each in shown],
         edgecolor=_PAPER,
         linewidth=0.5,
+        clip_on=False,
     )
     if len(shown) <= _MOST_LABELS:
         for each in shown:

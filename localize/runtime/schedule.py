@@ -121,8 +121,8 @@ def schedule_problems(method: Method, parts: int, batches: int, microbatches: in
 
 
 def has_loss(method: Method, number: int, parts: int) -> bool:
-    """Whether part ``number`` has a loss of its own: one that trains parts, or a head that predicts."""
-    return number == parts or bool(method.trains(number, parts)) or method.predicts != "none"
+    """Whether part ``number`` has a loss of its own."""
+    return number == parts or method.heads_below
 
 
 @dataclass(frozen=True)

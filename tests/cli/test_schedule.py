@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from localize.heads.nwise import NWise
+from localize.runtime.gantt import COLORS
 from localize.runtime.simulate import simulate
 from tests.cli.test_commands import Cli, artefact, cli  # noqa: F401
 
@@ -105,3 +108,26 @@ def test_an_artefact_knows_its_method_and_parts(cli: Cli, artefact: str) -> None
 def test_what_makes_no_sense(cli: Cli, arguments: list[str], told: str) -> None:  # noqa: F811
     pytest.importorskip("matplotlib")
     assert told in cli.fails("schedule", *arguments)
+
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "schedules.md"
+SHOWN = re.findall(r"```sh\n(localize schedule [^\n]*)\n```(?:\n\n```text\n(.*?)```)?", PAGE.read_text(), re.S)
+
+
+@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=range(len(SHOWN)))
+def test_what_the_page_shows(cli: Cli, command: str, shown: str) -> None:  # noqa: F811
+    if "torchvision:" in command:
+        pytest.importorskip("torchvision")
+    if "--plot" in command:
+        pytest.importorskip("matplotlib")
+    assert shown in cli.ok(*shlex.split(command)[1:])
+
+
+def test_the_picture_of_the_page_is_the_command_s(cli: Cli) -> None:  # noqa: F811
+    """Numbers of boxes only: how a picture is written depends on matplotlib's version."""
+    pytest.importorskip("matplotlib")
+    command = next(command for command, _ in SHOWN if "--plot" in command)
+    cli.ok(*shlex.split(command)[1:])
+    drawn, kept = Path("schedule.svg").read_text(), (PAGE.parent / "images" / "schedule.svg").read_text()
+    for color in COLORS.values():
+        assert drawn.count(color) == kept.count(color)

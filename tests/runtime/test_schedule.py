@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -87,7 +88,16 @@ def as_logged(job: Job) -> tuple[Any, ...]:
     return ("feedback" if job.kind == "head" and not job.trains else job.kind,)
 
 
+@dataclass(frozen=True)
+class Crossing(NWise):
+    """No paper's: below the last part, gradients of two flows join before they are sent down."""
+
+    def trains(self, number: int, parts: int) -> range:
+        return range(1, 2) if number == parts else range(1, number + 1)
+
+
 METHODS = [get_method(name) for name in list_methods()]
+METHODS += [Crossing()]
 METHODS += [NWise(reach=n, gradient=g) for n in (1, 3, 4, 9) for g in ("furthest", "sum")]  # type: ignore[arg-type]
 
 
