@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to find the suites, however this file is started
 
 from benchmarks.suites import table
-from benchmarks.suites.checks import Build, check
+from benchmarks.suites.checks import Build, check, check_steps
 from benchmarks.suites.children import run_child
 from benchmarks.suites.rivals import check_rivals
 
@@ -83,8 +83,14 @@ def main(command: Sequence[str] | None = None) -> int:
 def completed(row: Row, build: Build, name: str, options: argparse.Namespace) -> Row:
     """The row with what is still missing of it."""
     if not row:
-        ours = partial(check, build, options.parts, methods=None if options.steps else ())
+        ours = partial(check, build, options.parts)
         row = {"model": name, **run_child(ours, options.timeout, options.memory_gb)}
+    if options.steps and "step" not in row and row.get("split", "–")[0] not in "–n":
+        steps = partial(check_steps, build, options.parts)
+        theirs = run_child(steps, options.timeout, options.memory_gb)
+        if "failure" in theirs:
+            theirs["step"] = theirs.get("step", {}) | {"the process": theirs.pop("failure")}
+        row = row | theirs
     if options.rivals and not row.keys() & {"export", "rivals failure"}:
         rivals = partial(check_rivals, build, options.parts)
         theirs = run_child(rivals, min(RIVALS_TIMEOUT_S, options.timeout), options.memory_gb)

@@ -28,15 +28,14 @@ _RATE = 1e-4
 _LONGEST = 400  # characters of a message
 
 
-def check(build: Build, parts: int, report: Report, methods: Sequence[str] | None = None) -> None:
-    """Fills the row of one model, column by column.
+def check(build: Build, parts: int, report: Report) -> None:
+    """Fills the row of one model, column by column, but for ``step``.
 
     Args:
         build: makes the case; called several times, and the same weights each time.
         parts: how many to split into, where the model can be split into so many.
-        report: takes the values of ``Mparams``, ``captured``, ``split``, ``train``, ``eval``, ``batch``, ``step``
-            and ``seconds``. A value starts with ``yes``, ``close``, ``WRONG``, ``refused``, ``error`` or ``–``.
-        methods: train a step with each of these, which takes most of the time; with all, where omitted.
+        report: takes the values of ``Mparams``, ``captured``, ``split``, ``train``, ``eval``, ``batch`` and
+            ``seconds``. A value starts with ``yes``, ``close``, ``WRONG``, ``refused``, ``error`` or ``–``.
     """
     case, twin = build(), build()
     report("Mparams", sum(p.numel() for p in case.model.parameters()) / 1e6)
@@ -52,11 +51,7 @@ def check(build: Build, parts: int, report: Report, methods: Sequence[str] | Non
     report("captured", "yes")
     report("split", "yes" if number == parts else f"{number} parts")
     equal = _check_equality(case, twin, build, local, report)
-    methods = list_methods() if methods is None else methods
-    if methods:
-        task = task_case(case, twin)
-        del local, twin
-        report("step", steps(task, number, methods) if task else {"": "no task"})
+    del local, twin
     if equal:
         report("seconds", seconds_of_conversion(build(), number))
 
@@ -133,22 +128,33 @@ def _reproducible(build: Build) -> str:
     return "" if verdict == "yes" else " (two runs of the model itself differ, too)"
 
 
-def task_case(case: Case, twin: Case) -> Case | None:
+def task_case(case: Case) -> Case | None:
     """The case with something to train on: its own target, else random numbers in the shape of its output."""
     if case.target is not None or case.loss is not None:
         return case
     call = Call.of(case.inputs)
     with torch.no_grad():
-        output = twin.model(*call.args, **call.kwargs)
+        output = case.model(*call.args, **call.kwargs)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
     return Case(case.model, case.inputs, torch.randn_like(output), "regression", refused=case.refused)
 
 
-def steps(case: Case, parts: int, methods: Sequence[str]) -> dict[str, str]:
-    """By method: ``yes``, ``declared: …`` where the method says that it cannot, else the failure."""
+def check_steps(build: Build, parts: int, report: Report, methods: Sequence[str] | None = None) -> None:
+    """Fills ``step``: by method ``yes``, ``declared: …`` where the method says that it cannot, else the failure.
+
+    Args:
+        build: makes the case.
+        parts: how many to split into, or as many as it has room for.
+        report: takes the column.
+        methods: the names of those to try; all, where omitted.
+    """
+    case = task_case(build())
+    if case is None:
+        report("step", {"": "no task"})
+        return
     found = {}
-    for name in methods:
+    for name in list_methods() if methods is None else methods:
         try:
             found[name] = step(case, name, parts)
         except MethodError as error:
@@ -159,7 +165,7 @@ def steps(case: Case, parts: int, methods: Sequence[str]) -> dict[str, str]:
             found[name] = failed(error)
         case.model.zero_grad(set_to_none=True)
         gc.collect()
-    return found
+        report("step", found)
 
 
 def step(case: Case, method: str, parts: int) -> str:
