@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +25,7 @@ class LeafCall:
 
     def __init__(self, arguments: Iterable[Tensor]) -> None:
         self.made: dict[int, Any] = {}  # by address; alive until the call ends
-        self.foreign: set[fx.Node] = set()  # nodes whose storages it reads, no argument among them
+        self.foreign: list[Tensor] = []  # what it reads that was made before, no argument among it
         self.known = {storage._cdata for storage in map(storage_of, arguments) if storage is not None}
 
 
@@ -41,34 +41,33 @@ class Audit(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self._state = state
         self._registered = {storage._cdata for storage in map(storage_of, registered) if storage is not None}
-        self._makers: dict[int, tuple[StorageWeakRef, fx.Node]] = {}
+        self._made: dict[int, StorageWeakRef] = {}  # since the recording began, by address
         self._leaf: LeafCall | None = None
 
-    def made(self, tensor: Tensor, node: fx.Node) -> None:
-        """``node`` made ``tensor``; whoever made its storage first remains its maker."""
+    def made(self, tensor: Tensor) -> None:
+        """``tensor`` is a value of the graph."""
         storage = storage_of(tensor)
-        if storage is not None and storage._cdata not in self._registered and self._maker(storage) is None:
-            self._makers[storage._cdata] = (StorageWeakRef(storage), node)
+        if storage is not None and storage._cdata not in self._registered:
+            self._note(storage)
 
-    def _maker(self, storage: Any) -> fx.Node | None:
-        reference, node = self._makers.get(storage._cdata, (None, None))
-        return node if reference is not None and not reference.expired() else None
+    def _note(self, storage: Any) -> None:
+        if not self._is_made(storage):
+            self._made[storage._cdata] = StorageWeakRef(storage)
+
+    def _is_made(self, storage: Any) -> bool:
+        reference = self._made.get(storage._cdata)
+        return reference is not None and not reference.expired()
 
     @contextmanager
     def leaf(self, arguments: Iterable[Tensor]) -> Iterator[LeafCall]:
         """Watches one leaf call; ``arguments`` are what it may read."""
-        self._leaf = LeafCall(arguments)
+        self._leaf = call = LeafCall(arguments)
         try:
-            yield self._leaf
+            yield call
         finally:
             self._leaf = None
-
-    def close(self, leaf: LeafCall, node: fx.Node) -> None:
-        """The call is ``node``: what it made is its own, what it read besides links it."""
-        for storage in leaf.made.values():
-            self._makers[storage._cdata] = (StorageWeakRef(storage), node)
-        if leaf.foreign:
-            node.meta["links"] = node.meta.get("links", frozenset()) | leaf.foreign
+            for storage in call.made.values():
+                self._note(storage)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -83,9 +82,8 @@ class Audit(TorchDispatchMode):
             storage = storage_of(tensor)
             if storage is not None and storage._cdata not in leaf.known:
                 leaf.known.add(storage._cdata)
-                maker = self._maker(storage)
-                if maker is not None:
-                    leaf.foreign.add(maker)
+                if self._is_made(storage):
+                    leaf.foreign.append(tensor)
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):
             storage = storage_of(tensor)
@@ -116,15 +114,33 @@ class SideRead(nn.Module):
 
 def find_left(tensor: Tensor, leaf: nn.Module) -> tuple[nn.Module, str, Any] | None:
     """Where ``leaf`` left ``tensor``: (a module inside, its attribute, the key if that is a dict)."""
+    return next((place for place, held in _left(leaf) if held is tensor), None)
+
+
+def has_left(tensor: Tensor, leaf: nn.Module) -> bool:
+    """Whether ``leaf`` left ``tensor`` or a view of it somewhere inside."""
+    storage = storage_of(tensor)
+    found = (storage_of(held) for _, held in _left(leaf, deep=True))
+    return any(other is not None and other._cdata == storage._cdata for other in found)
+
+
+def _left(leaf: nn.Module, deep: bool = False) -> Iterator[tuple[tuple[nn.Module, str, Any], Tensor]]:
+    """(place, tensor) of plain attributes and buffers, and of dicts; ``deep``: also of lists and other objects."""
     for module in leaf.modules():
         for name, value in (*vars(module).items(), *module._buffers.items()):
-            if value is tensor:
-                return module, name, None
-            if type(value) is dict and not name.startswith("_"):
-                for key, item in value.items():
-                    if item is tensor:
-                        return module, name, key
-    return None
+            if isinstance(value, Tensor):
+                yield (module, name, None), value
+            elif name in ("_parameters", "_buffers", "_modules"):
+                continue
+            elif type(value) is dict:
+                yield from (((module, name, key), item) for key, item in value.items() if isinstance(item, Tensor))
+            elif deep and not isinstance(value, nn.Module):
+                yield from (((module, name, None), item) for item in _inside(value))
+
+
+def _inside(value: Any) -> list[Tensor]:
+    items = value if isinstance(value, list | tuple) else getattr(value, "__dict__", {})
+    return tensors_in(dict(items) if isinstance(items, dict) else list(items))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

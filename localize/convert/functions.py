@@ -57,6 +57,7 @@ VALUE_READERS = frozenset(
         "__array__",
         "__contains__",
         "__dlpack__",
+        "__format__",
     ]
 )
 """Functions that turn a tensor's values into Python's: what the program does next may depend on them."""
@@ -65,6 +66,14 @@ SPLITTERS = frozenset(
     ["split", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "unsafe_split", "unsafe_chunk"]
 )
 """Functions that give as many tensors as the sizes ask for."""
+
+SIZED_BY_VALUES = frozenset(
+    ["nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "_unique2", "bincount"]
+)
+"""Functions whose results are as large as many values fit."""
+
+GRADIENTS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+"""What computes gradients inside a forward: its own graph, which nodes would not build."""
 
 RANDOM = frozenset(
     [
@@ -175,6 +184,18 @@ def signature_with_flag(function: Any) -> inspect.Signature | None:
     except ValueError:  # Tensor.__pow__ and others wrap a built-in that has none
         return None
     return signature if "training" in signature.parameters else None
+
+
+def sized_by_values(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the size of what a function gives depends on its arguments' values."""
+    if name == "where":
+        return len(args) + len(kwargs) == 1
+    if name == "repeat_interleave":
+        return any(isinstance(value, Tensor) for value in (*args[1:], kwargs.get("repeats")))
+    if name == "__getitem__":
+        index = args[1] if isinstance(args[1], tuple | list) else (args[1],)
+        return any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in index)
+    return name in SIZED_BY_VALUES
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -34,6 +34,8 @@ class Writer(Protocol):
 
     def argument(self, value: Any) -> Any: ...
 
+    def check_decision(self, reason: str) -> None: ...
+
 
 class Numbers:
     """The sink of recorded integers. Nodes are made on first use, right behind the tensor they belong to."""
@@ -93,7 +95,8 @@ class Numbers:
         place = self.last_placeholder if source.op == "placeholder" else source
         with self._writer.graph.inserting_after(place):
             node = self._writer.create(op, target, (source, *args))
-        self._writer.origins[node] = Origin.SIZE
+        # How many values fit a condition is as good as a value.
+        self._writer.origins[node] = Origin.DATA if source.meta.get("dynamic") else Origin.SIZE
         node.meta.update(scope=source.meta["scope"], number=True)
         return node
 
@@ -105,6 +108,9 @@ class Numbers:
         node.meta["number"] = True
         return node
 
+    def _origin(self, value: Any) -> Origin:
+        return self._writer.origins[value] if isinstance(value, fx.Node) else Origin.CONSTANT
+
     def emit_guard(self, value: RecordedInt, comparison: str, other: int, outcome: bool) -> None:
         """A check at run time that a decision on a size comes out as it did now."""
         left, right = self._writer.argument(value), self._writer.argument(other)
@@ -112,6 +118,8 @@ class Numbers:
         if left is right or key in self._guards:
             return
         self._guards.add(key)
+        if Origin.DATA in (self._origin(left), self._origin(right)):
+            self._writer.check_decision("Python depends on how many values fit a condition")
         self._writer.create(
             "call_function", check_size, (left, comparison, right, bool(outcome), user_location())
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import Enum, auto
 from types import FrameType
 
 import torch
@@ -12,16 +13,29 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 
 
+class Remedy(Enum):
+    """What may be done about an obstacle. Where it does not help, the module is kept whole."""
+
+    WHOLE = auto()  # nothing but keeping the module whole
+    GUARD = auto()  # checking at run time, where the module holds too much of the model to be kept whole
+    GENERAL = auto()  # the library has a way that is right for every input: take that
+    SETTLE = auto()  # running the model once before recording: what it sets up at its first call is there then
+    REBIND = auto()  # copying the buffer's new value into it
+    WATCH = auto()  # recording again, with an eye on random numbers
+
+
 class Obstacle(BaseException):
-    """Something that the module at ``scope`` does cannot be recorded. The recording restarts with it as a leaf.
+    """Something that the module at ``scope`` does cannot be recorded. The recording restarts with a remedy.
 
     Not an ``Exception``: a user's own ``except Exception`` inside a forward must not swallow it.
     """
 
-    def __init__(self, reason: str, scope: str, where: str, guardable: bool = False) -> None:
-        """``guardable``: where the module must not become a leaf, a check at run time will do."""
+    def __init__(
+        self, reason: str, scope: str, where: str, remedy: Remedy = Remedy.WHOLE, name: str = ""
+    ) -> None:
+        """``name``: of the buffer, for ``REBIND``."""
         super().__init__(f"{where}, in {describe_scope(scope)}: {reason}")
-        self.reason, self.scope, self.where, self.guardable = reason, scope, where, guardable
+        self.reason, self.scope, self.where, self.remedy, self.name = reason, scope, where, remedy, name
 
 
 def describe_scope(scope: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ from localize.convert.audit import Audit
 from localize.convert.constants import Constants
 from localize.convert.leaves import LeafPolicy
 from localize.convert.modes import Extras, merge_aliases, same_graph
-from localize.convert.obstacle import Obstacle, describe_scope
+from localize.convert.obstacle import Obstacle, Remedy, describe_scope
+from localize.convert.quirks import traced
 from localize.convert.recorder import Recorder
-from localize.convert.restore import ModelState, RandomState, lazy_parameters, preserved
+from localize.convert.restore import RandomState, lazy_parameters, preserved
+from localize.convert.side_effects import SideEffects
 from localize.convert.sizes import RecordedInt, sized_builtins
 from localize.convert.traced import TracedModel
 from localize.convert.writer import GraphWriter
@@ -44,14 +46,14 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
     """
     _check(model)
     signature, leaves = CallSignature.of(model, args, kwargs)
-    session = _Session(model, signature, leaves)
-    while True:
-        try:
-            train, evaluation = session.record(training=True), session.record(training=False)
-        except Obstacle as obstacle:
-            session.give_way(obstacle)
-        else:
-            return session.result(train, evaluation)
+    with closing(_Session(model, signature, leaves)) as session:
+        while True:
+            try:
+                train, evaluation = session.record(training=True), session.record(training=False)
+            except Obstacle as obstacle:
+                session.give_way(obstacle)
+            else:
+                return session.result(train, evaluation)
 
 
 def _check(model: nn.Module) -> None:
@@ -60,6 +62,11 @@ def _check(model: nn.Module) -> None:
             "The model is scripted: its insides cannot be recorded. Convert the model before torch.jit."
         )
     lazy = lazy_parameters(model)
+    if model._backward_hooks or model._backward_pre_hooks:
+        raise TraceError(
+            "The model itself has hooks on its gradients (register_full_backward_hook), which parts do not pass by as "
+            "a whole. Remove them, or put them on the submodules that they are meant for."
+        )
     if lazy:
         raise TraceError(
             f"Parameter {lazy[0]!r} has no shape yet. Run the model once on an example, then convert it."
@@ -81,8 +88,12 @@ class _Session:
         self._extras = Extras(model)
         self._storage_numbers = itertools.count()
         self._watch_random = False
-        self._reassigned: set[str] = set()  # attributes that the root's own forward sets
+        self._rebound: set[str] = set()  # buffers that the forward gives new values by assignment
+        self._reassigned: set[str] = set()  # attributes that the forward sets, and graphs do not
+        self._side_effects = SideEffects()
+        self._general = False  # libraries are told that they are traced
         self._restarts = 0
+        self._settled = ExitStack()
 
     def record(self, training: bool) -> _Recording:
         """Runs the model once in one mode. Whatever happens, the model is as before."""
@@ -93,12 +104,20 @@ class _Session:
             inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in self._leaves]
             constants = Constants(state.modules, state.attributes)
             audit = Audit(state, (*self._model.parameters(), *self._model.buffers()))
-            writer = GraphWriter(self._model, self._extras, constants, audit, self._storage_numbers)
+            writer = GraphWriter(
+                self._model,
+                self._extras,
+                constants,
+                audit,
+                self._storage_numbers,
+                self._policy.guards,
+                frozenset(self._rebound),
+            )
             stack.callback(writer.close)
             for name, tensor in zip(self._signature.names, inputs, strict=True):
                 writer.placeholder(name, tensor)
             output, recorder = self._run(writer, inputs, training)
-            self._check_state(state, recorder)
+            self._reassigned |= self._side_effects.check(state, recorder.entered, writer)
             leaves, spec = nest.flatten(output)
             _check_output(leaves)
             return _Recording(writer.finish(leaves), OutputStructure(spec))
@@ -108,7 +127,12 @@ class _Session:
         recorder = Recorder(self._model, writer, self._policy, self._watch_random)
         generators = RandomState()
         try:
-            with writer.audit, _patched(recorder), writer.regions.noticed(lambda: recorder.listens), recorder:
+            with ExitStack() as stack:
+                stack.enter_context(writer.audit)
+                stack.enter_context(_patched(recorder))
+                stack.enter_context(writer.regions.noticed(lambda: recorder.listens))
+                stack.enter_context(traced(self._general, lambda: recorder.listens))
+                stack.enter_context(recorder)
                 output = self._model(*args, **kwargs)
         except LocalizeError:
             raise
@@ -116,7 +140,7 @@ class _Session:
             self._blame(error, recorder.innermost or "", training)
         if generators.drawn_in_python() and not self._watch_random:
             self._watch_random = True  # somewhere: inside a leaf, where it is none of our business, or not
-            raise Obstacle("random numbers of Python or NumPy are drawn", "", "the forward")
+            raise Obstacle("random numbers of Python or NumPy are drawn", "", "the forward", Remedy.WATCH)
         return output, recorder
 
     def _blame(self, error: Exception, scope: str, training: bool) -> None:
@@ -130,7 +154,7 @@ class _Session:
         inputs = [leaf.detach().clone() for leaf in self._leaves]
         args, kwargs = self._signature.unbind(inputs)
         try:
-            with preserved(self._model), torch.no_grad():
+            with preserved(self._model, training=training), torch.enable_grad():
                 self._model(*args, **kwargs)
         except Exception as own:
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in self._leaves)
@@ -143,30 +167,50 @@ class _Session:
             f"it fails while it is recorded ({type(error).__name__}: {error})", scope, "its forward"
         ) from error
 
-    def _check_state(self, state: ModelState, recorder: Recorder) -> None:
-        """An attribute that an entered module sets on itself would not be set by the graph."""
-        for module, name in state.reassigned():
-            path = recorder.entered.get(id(module))
-            if path:
-                raise Obstacle(f"it sets its own attribute {name!r}", path, "its forward")
-            if path == "":
-                self._reassigned.add(name)  # often harmless; ``verify`` tells
-
     def give_way(self, obstacle: Obstacle) -> None:
-        """Makes the module in the way a leaf.
+        """Applies the obstacle's remedy; where there is none, makes the module in the way a leaf.
 
         Raises:
             TraceError: it is the root itself, or nothing helps.
         """
         self._restarts += 1
-        if obstacle.scope == "" and self._watch_random and obstacle.where == "the forward":
-            return  # once more, watching
-        if obstacle.guardable and self._policy.guard(obstacle.scope):
-            return
-        if obstacle.scope == "" or self._restarts > MAX_RESTARTS:
+        if self._restarts > MAX_RESTARTS or not (self._remedied(obstacle) or self._kept_whole(obstacle)):
             raise TraceError(f"The model cannot be captured. {_explain(obstacle)}") from obstacle
-        if not self._policy.keep_whole(obstacle.scope, str(obstacle)):
-            raise TraceError(f"The model cannot be captured. {_explain(obstacle)}") from obstacle
+
+    def _remedied(self, obstacle: Obstacle) -> bool:
+        """Whether something else than keeping the module whole was done."""
+        match obstacle.remedy:
+            case Remedy.WATCH:
+                return True
+            case Remedy.GUARD:
+                return self._policy.guard(obstacle.scope)
+            case Remedy.GENERAL if not self._general:
+                self._general = True
+                return True
+            case Remedy.SETTLE if not self._side_effects.settled:
+                self._settle()
+                return True
+            case Remedy.REBIND:
+                self._rebound.add(obstacle.name)
+                return True
+        return False
+
+    def _kept_whole(self, obstacle: Obstacle) -> bool:
+        return obstacle.scope != "" and self._policy.keep_whole(obstacle.scope, str(obstacle))
+
+    def _settle(self) -> None:
+        """Runs the model once, so that what it sets up at its first call is there; undone after the session."""
+        self._side_effects.settled = True
+        self._settled.enter_context(preserved(self._model))
+        args, kwargs = self._signature.unbind([leaf.detach().clone() for leaf in self._leaves])
+        for training in (True, False):
+            self._model.train(training)
+            with torch.inference_mode(False), torch.enable_grad():
+                self._model(*args, **kwargs)
+
+    def close(self) -> None:
+        """Puts the model back as it was before the session."""
+        self._settled.close()
 
     def result(self, train: _Recording, evaluation: _Recording) -> TracedModel:
         """One graph where both modes do the same."""

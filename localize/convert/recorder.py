@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
+from localize.convert.checkpointing import is_checkpointed
 from localize.convert.functions import (
+    GRADIENTS,
     OWN_STATE,
     RANDOM,
     SPLITTERS,
@@ -20,14 +23,15 @@ from localize.convert.functions import (
     graph_call,
     in_place,
     signature_with_flag,
+    sized_by_values,
     tensors_of,
 )
-from localize.convert.leaves import LeafPolicy, is_library
+from localize.convert.leaves import LeafPolicy
 from localize.convert.numbers import Origin
 from localize.convert.obstacle import user_location
+from localize.convert.reads import Reads
 from localize.convert.restore import RandomState
-from localize.convert.sizes import check_count, plain
-from localize.convert.values import check_value, is_guardable
+from localize.convert.sizes import RecordedInt, check_count, pinned, plain
 from localize.convert.writer import GraphWriter
 
 Call = Callable[..., Any]
@@ -45,6 +49,8 @@ class Recorder(TorchFunctionMode):
         self._writer, self._policy = writer, policy
         self._modules = dict(root.named_modules())
         self._paths = {id(module): path for path, module in self._modules.items()}
+        self._reads = Reads(writer, policy, self._modules.__getitem__)
+        self._registered = {id(t) for t in (*root.parameters(), *root.buffers())}
         self._thread = threading.get_ident()
         self._paused = False
         self._flags: dict[str, fx.Node] = {}
@@ -77,8 +83,13 @@ class Recorder(TorchFunctionMode):
         """A module call: entered, or one node."""
         path = self._paths.get(id(module))
         self.check_random()
-        if path is not None and not self._policy.is_leaf(module, path):
+        checkpointed = path is not None and is_checkpointed(module)
+        if path is not None and not checkpointed and not self._policy.is_leaf(module, path):
             return self._enter(call, module, path, args, kwargs)
+        if path is None:
+            _pin_attributes(module)
+        elif any(id(t) not in self._registered for t in (*module.parameters(), *module.buffers())):
+            raise self._writer.obstacle(f"the weights of {path!r} are replaced for a call (functional_call)")
         target = path if path is not None else self._writer.extras.module(module)
         nodes, named_nodes = self._writer.argument(args), self._writer.argument(kwargs)
         versions = _versions((args, kwargs))
@@ -87,8 +98,8 @@ class Recorder(TorchFunctionMode):
                 result = call(module, *plain(args), **plain(kwargs))
             if self._random is not None:
                 self._random = RandomState()
-            node = self._writer.call_leaf(target, module, nodes, named_nodes)
-            self._writer.audit.close(watch, node)
+            node = self._writer.call_leaf(target, module, nodes, named_nodes, checkpointed)
+            self._writer.link(node, watch)
             changed = _changed(versions)
             if getattr(module, "inplace", False) is True:
                 changed += [t for t in args[:1] if isinstance(t, Tensor)]
@@ -126,16 +137,19 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__"):
-            return self._access(func, name, args)
+            with self._pause():
+                return self._reads.access(func, name, args)
         with self._pause():
             if name in VALUE_READERS:
-                return self._read_value(func, name, args, kwargs)
+                return self._reads.value(func, name, args, kwargs)
             if name in ("size", "stride", "numel", "nelement") and args and isinstance(args[0], Tensor):
-                return self._read_size(func, name, args, kwargs)
+                return self._reads.size(func, name, args, kwargs)
             return self._call_function(func, name, args, kwargs)
 
     def call_autograd(self, call: Call, kind: type[torch.autograd.Function], args: Any, kwargs: Any) -> Any:
         """``kind.apply(...)``: one node, with its own backward."""
+        if kind is CheckpointFunction:  # (function, preserve_rng_state, *its arguments)
+            return args[0](*args[2:])
         nodes = self._writer.argument(args), self._writer.argument(kwargs)
         versions = _versions((args, kwargs))
         with self._pause():
@@ -144,6 +158,8 @@ class Recorder(TorchFunctionMode):
             return self._record_result(node, result, _changed(versions))
 
     def _call_function(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if func in GRADIENTS:
+            raise self._writer.obstacle("gradients are computed in the forward")
         versions = _versions((args, kwargs))
         result = func(*plain(args), **plain(kwargs))
         changed = [*in_place(name, args, kwargs), *(() if name in OWN_STATE else _changed(versions))]
@@ -158,9 +174,24 @@ class Recorder(TorchFunctionMode):
         node = self._writer.call(op, target, nodes, named_nodes)
         if name in RANDOM:
             self._writer.origins[node] = Origin.DATA
+        if sized_by_values(name, args, kwargs) or self._as_many(args, result):
+            node.meta["dynamic"] = True
         if name in SPLITTERS:
+            if node.meta.get("dynamic"):
+                self._writer.check_decision("Python goes through as many tensors as values fit a condition")
             self._writer.create("call_function", check_count, (node, len(result), user_location()))
         return self._record_result(node, result, changed)
+
+    def _as_many(self, args: Any, result: Any) -> bool:
+        """Whether a result has as many rows as an argument whose size depends on values."""
+        first = result[0] if isinstance(result, tuple | list) and result else result
+        if not isinstance(first, Tensor) or not first.dim():
+            return False
+        for tensor in tensors_of(args):
+            maker = self._writer.maker(tensor)
+            if maker is not None and maker.meta.get("dynamic") and tensor.shape[:1] == first.shape[:1]:
+                return True
+        return False
 
     def _record_result(self, node: fx.Node, result: Any, changed: list[Tensor]) -> Any:
         """Binds what a call gave, and notes what it changed."""
@@ -190,51 +221,14 @@ class Recorder(TorchFunctionMode):
             self._flags[scope] = self._writer.create("call_module", self._writer.extras.flag(owner))
         return self._flags[scope]
 
-    # -- what Python reads from tensors
 
-    def _access(self, func: Any, name: str, args: Any) -> Any:
-        """A property of a tensor is read or set."""
-        attribute = getattr(getattr(func, "__self__", None), "__name__", None) or _property_name(func)
-        tensor = args[0]
-        with self._pause():
-            if name == "__set__":
-                raise self._writer.obstacle(f"the attribute {attribute!r} of a tensor is set")
-            value = func(*args)
-            if attribute == "shape":
-                return self._writer.numbers.sizes(tensor, "size", value)
-            if attribute == "device":
-                return self._writer.numbers.device(tensor, value)
-            if not isinstance(value, Tensor) or value is tensor:
-                return value
-            node = self._writer.create("call_function", getattr, (self._writer.node_of(tensor), attribute))
-            return self._writer.bind(value, node)
-
-    def _read_size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        value = func(*plain(args), **plain(kwargs))
-        if not isinstance(value, int):
-            return self._writer.numbers.sizes(args[0], name, value)
-        axis = [int(a) if isinstance(a, int) else a for a in plain((*args[1:], *kwargs.values()))]
-        return self._writer.numbers.size(args[0], name, value, *axis)
-
-    def _read_value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Values leave the graph: harmless where they are constant, guarded where they follow from sizes."""
-        tensors = list(tensors_of((args, kwargs)))
-        nodes = [self._writer.node_of(tensor) for tensor in tensors]
-        origin = max((self._writer.origins[node] for node in nodes), default=Origin.CONSTANT)
-        value = func(*plain(args), **plain(kwargs))
-        if origin is Origin.CONSTANT:
-            return value
-        # torch's own containers only look at masks, to choose a kernel; the masks are the same at every call.
-        by_torch = name == "__bool__" and is_library(self._modules[self._writer.scope])
-        by_size = origin is Origin.SIZE and isinstance(value, bool | int | float)
-        can_guard = is_guardable(value) and hasattr(Tensor, name)
-        if by_size or (can_guard and (by_torch or self._policy.guards(self._writer.scope))):
-            arguments = self._writer.argument(args), self._writer.argument(kwargs)
-            where = user_location()
-            self._policy.guarded.setdefault(where, name)
-            self._writer.create("call_function", check_value, (name, value, where, *arguments[0]), arguments[1])
-            return value
-        raise self._writer.obstacle(f"Python depends on a tensor's values ({name})", guardable=can_guard)
+def _pin_attributes(module: nn.Module) -> None:
+    """A module that was made in the forward may have been given sizes, which it keeps as they are."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, RecordedInt):
+            vars(module)[name] = pinned(value)
+        elif isinstance(value, tuple | list) and any(isinstance(item, RecordedInt) for item in value):
+            vars(module)[name] = type(value)([pinned(item) for item in value])
 
 
 def _versions(value: Any) -> list[tuple[Tensor, int]]:
@@ -244,8 +238,3 @@ def _versions(value: Any) -> list[tuple[Tensor, int]]:
 
 def _changed(versions: list[tuple[Tensor, int]]) -> list[Tensor]:
     return [t for t, version in versions if version >= 0 and t._version != version]
-
-
-def _property_name(func: Any) -> str:
-    """``Tensor.T`` is a descriptor with a name; a Python property has it on its getter."""
-    return str(getattr(getattr(func.__self__, "fget", None), "__name__", ""))

@@ -75,18 +75,18 @@ class ModelState:
             if parameter.grad is not grad:
                 parameter.grad = grad
 
-    def reassigned(self) -> Iterator[tuple[nn.Module, str]]:
-        """The modules' attributes that hold another object now than at the snapshot."""
+    def reassigned(self) -> Iterator[tuple[nn.Module, str, Any, Any]]:
+        """(module, name, then, now) of the attributes that hold another object now than at the snapshot."""
         for module, attributes, contents in zip(self.modules, self.attributes, self.contents, strict=True):
             now = vars(module)
             for name in attributes.keys() | now.keys():
                 if name != "training" and now.get(name) is not attributes.get(name):
-                    yield module, name
+                    yield module, name, attributes.get(name), now.get(name)
             for name in ("_parameters", "_buffers"):
                 table = now.get(name, {})
-                yield from (
-                    (module, key) for key, old in contents.get(name, {}).items() if table.get(key) is not old
-                )
+                for key, old in contents.get(name, {}).items():
+                    if table.get(key) is not old:
+                        yield module, key, old, table.get(key)
 
 
 def _held(attributes: Iterable[dict[str, Any]]) -> dict[int, Tensor]:
@@ -208,4 +208,4 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

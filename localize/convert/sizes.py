@@ -50,7 +50,7 @@ class RecordedInt(torch.SymInt):
         self.sink, self._node = sink, node
 
     @property
-    def __class__(self) -> type:  # type: ignore[override, unused-ignore]  # what isinstance(n, int) asks for
+    def __class__(self) -> type:  # type: ignore[misc, override, unused-ignore]  # what isinstance(n, int) asks for
         return int
 
     @property

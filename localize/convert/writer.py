@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from localize import nest
-from localize.convert.audit import Audit, SideRead, find_left
+from localize.convert.audit import Audit, LeafCall, find_left, has_left
+from localize.convert.checkpointing import Checkpointed
 from localize.convert.constants import Constants
 from localize.convert.modes import Extras
 from localize.convert.naming import registered_names
 from localize.convert.numbers import Numbers, Origin
-from localize.convert.obstacle import Obstacle, user_location
+from localize.convert.obstacle import Obstacle, Remedy, user_location
 from localize.convert.regions import InAutocast, Method, Regions, call
 from localize.convert.sizes import RecordedInt, recorded
 from localize.convert.values import check_result
@@ -43,8 +44,16 @@ class GraphWriter:
     """A graph under construction. Every tensor it has seen stays alive, so that ``id`` names it for good."""
 
     def __init__(
-        self, root: nn.Module, extras: Extras, constants: Constants, audit: Audit, storage_numbers: Iterator[int]
+        self,
+        root: nn.Module,
+        extras: Extras,
+        constants: Constants,
+        audit: Audit,
+        storage_numbers: Iterator[int],
+        guards: Callable[[str], bool],
+        rebound: Set[str] = frozenset(),
     ) -> None:
+        """``guards``: whether a module's decisions are checked; ``rebound``: buffers that get new values."""
         self.graph = fx.Graph()
         self.extras = extras
         self.scopes = [""]  # paths of the modules whose forward runs, outermost first
@@ -58,9 +67,11 @@ class GraphWriter:
         self._storage_numbers = storage_numbers
         self._storages: dict[int, int] = {}
         self._leaf_calls: list[tuple[fx.Node, nn.Module]] = []
+        self._read: list[Tensor] = []  # parameters, buffers and constants that the graph reads
         self._objects: dict[int, tuple[Any, fx.Node]] = {}  # arguments that were opened, and where they are made
         self.numbers = Numbers(self)
         self.audit = audit
+        self._guards, self.rebound = guards, rebound
         self.regions = Regions(kind_of(root)[0])
 
     @property
@@ -97,9 +108,19 @@ class GraphWriter:
             args, target = (self.create("get_attr", target), *args), call
         return self.create("call_function", InAutocast(target, regions), args, kwargs)
 
-    def call_leaf(self, target: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        """The node of a module that is called as it is."""
-        node = self.call("call_module", target, args, kwargs)
+    def call_leaf(
+        self,
+        target: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        checkpointed: bool = False,
+    ) -> fx.Node:
+        """The node of a module that is called as it is; ``checkpointed``: its activations are not kept."""
+        if checkpointed:
+            node = self.call("call_function", Checkpointed(), (self.create("get_attr", target), *args), kwargs)
+        else:
+            node = self.call("call_module", target, args, kwargs)
         self.origins[node] = Origin.DATA
         self._leaf_calls.append((node, module))
         return node
@@ -115,7 +136,31 @@ class GraphWriter:
             self.origins[node] = origin
             node.meta["storages"] = self.storage(tensor)
             self._alive.append(tensor)
+            self._read.append(tensor)
+            if target in self.rebound:  # autograd may still need the old value when the new one is copied over it
+                self._attributes[target] = node = self.create("call_method", "clone", (node,))
+                node.meta["storages"] = frozenset((next(self._storage_numbers),))
         return self._attributes[target]
+
+    def has_read(self, tensor: Tensor) -> bool:
+        """Whether the graph reads a tensor that is neither input nor result."""
+        return any(tensor is held for held in self._read)
+
+    def rebind(self, target: str, buffer: Tensor, value: Tensor) -> bool:
+        """Copies ``value`` into a buffer as soon as it is known; False where it is no value of the graph."""
+        node = self._nodes.get(id(value))
+        if node is None or value.shape != buffer.shape or value.dtype != buffer.dtype:
+            return False
+        old = self._attributes.get(target)
+        with self.graph.inserting_after(node):
+            place = self.create("get_attr", target)
+        with self.graph.inserting_after(place):
+            copy = self.create("call_function", set_buffer, (place, node))
+        copy.meta.update(scope=node.meta["scope"], mutates=self.storage(buffer))
+        place.meta["storages"] = self.storage(buffer)
+        if old is not None:
+            copy.meta["links"] = frozenset((old,))
+        return True
 
     def finish(self, leaves: Iterable[Any]) -> fx.Graph:
         """Ends the graph and removes what nobody needs: sizes, entries of tuples, attributes."""
@@ -200,9 +245,25 @@ class GraphWriter:
             return node
         return None
 
-    def obstacle(self, reason: str, guardable: bool = False) -> Obstacle:
+    def link(self, node: fx.Node, call: LeafCall) -> None:
+        """Ties a leaf's call to the calls that left what it reads past its arguments."""
+        for tensor in call.foreign:
+            left_by = next((n for n, module in reversed(self._leaf_calls) if has_left(tensor, module)), None)
+            if left_by is None:
+                raise self.obstacle(
+                    f"a module reads a tensor {tuple(tensor.shape)} past its arguments, which was left for it outside"
+                )
+            if left_by is not node:
+                node.meta["links"] = node.meta.get("links", frozenset()) | {left_by}
+
+    def obstacle(self, reason: str, remedy: Remedy = Remedy.WHOLE) -> Obstacle:
         """What to raise where the module whose forward runs cannot be recorded."""
-        return Obstacle(reason, self.scope, user_location(), guardable)
+        return Obstacle(reason, self.scope, user_location(), remedy)
+
+    def check_decision(self, reason: str) -> None:
+        """Raises where a decision on values must not be guarded, but be kept in one piece."""
+        if not self._guards(self.scope):
+            raise self.obstacle(reason, Remedy.GUARD)
 
     # -- results → nodes
 
@@ -258,7 +319,7 @@ class GraphWriter:
         self, item: Any, node: fx.Node, take: Callable[..., Any], key: Any, in_place: bool
     ) -> Any:
         child = self.create("call_function", take, (node, key))
-        child.meta["entry"] = True
+        child.meta.update(entry=True, dynamic=node.meta.get("dynamic", False))
         item = self.bind(item, child, in_place)
         node.meta["storages"] |= child.meta["storages"]
         return item
@@ -279,7 +340,7 @@ class GraphWriter:
         node.meta["storages"] |= self.storage(tensor)
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
-        self.audit.made(tensor, node)
+        self.audit.made(tensor)
 
     def storage(self, tensor: Tensor) -> frozenset[int]:
         """The number of a tensor's storage; empty for layouts that have none."""
@@ -298,6 +359,13 @@ class GraphWriter:
             holder = self._nodes.get(id(tensor))
             if holder is not None:
                 self.origins[holder] = max(self.origins[holder], self.origins[node])
+
+
+@fx.node.has_side_effect
+def set_buffer(buffer: Tensor, value: Tensor) -> None:
+    """``self.buffer = value`` in a forward: the buffer object stays, and takes the value."""
+    with torch.no_grad():
+        buffer.copy_(value.detach())
 
 
 def _matters(value: Any) -> bool:

@@ -1,0 +1,88 @@
+"""What Python reads from tensors while a model is recorded: properties, sizes, values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from localize.convert.functions import tensors_of
+from localize.convert.leaves import LeafPolicy, is_library
+from localize.convert.numbers import Origin
+from localize.convert.obstacle import Remedy, user_location
+from localize.convert.quirks import chooses_mask
+from localize.convert.sizes import plain
+from localize.convert.values import check_value, is_guardable
+from localize.convert.writer import GraphWriter
+
+_HARMLESS_SETS = frozenset({"requires_grad"})
+
+
+class Reads:
+    """Answers what Python asks of a tensor, and notes in the graph what has to be noted."""
+
+    def __init__(self, writer: GraphWriter, policy: LeafPolicy, module_at: Callable[[str], nn.Module]) -> None:
+        self._writer, self._policy, self._module_at = writer, policy, module_at
+
+    def access(self, func: Any, name: str, args: Any) -> Any:
+        """A property of a tensor is read or set."""
+        attribute = getattr(getattr(func, "__self__", None), "__name__", None) or _property_name(func)
+        tensor = args[0]
+        if name == "__set__":
+            if attribute in _HARMLESS_SETS:  # on a value: whether autograd follows it does not change what it holds
+                return func(*args)
+            raise self._writer.obstacle(f"the attribute {attribute!r} of a tensor is set")
+        value = func(*args)
+        if attribute == "shape":
+            return self._writer.numbers.sizes(tensor, "size", value)
+        if attribute == "device":
+            return self._writer.numbers.device(tensor, value)
+        if not isinstance(value, Tensor) or value is tensor:
+            return value
+        node = self._writer.create("call_function", getattr, (self._writer.node_of(tensor), attribute))
+        return self._writer.bind(value, node)
+
+    def size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """``x.size()``, ``x.stride(0)``, ``x.numel()``."""
+        value = func(*plain(args), **plain(kwargs))
+        if not isinstance(value, int):
+            return self._writer.numbers.sizes(args[0], name, value)
+        axis = [int(a) if isinstance(a, int) else a for a in plain((*args[1:], *kwargs.values()))]
+        return self._writer.numbers.size(args[0], name, value, *axis)
+
+    def value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Values leave the graph: harmless where they are constant, guarded where they follow from sizes."""
+        nodes = [self._writer.node_of(tensor) for tensor in tensors_of((args, kwargs))]
+        origin = max((self._writer.origins[node] for node in nodes), default=Origin.CONSTANT)
+        value = func(*plain(args), **plain(kwargs))
+        if origin is Origin.CONSTANT:
+            return value
+        can_guard = is_guardable(value) and hasattr(Tensor, name) and name != "__format__"
+        if origin is Origin.SIZE and isinstance(value, bool | int | float):
+            return self._guarded(value, name, args, kwargs)
+        if can_guard and self._guards_here(name, value):
+            self._policy.guarded.setdefault(user_location(), name)
+            return self._guarded(value, name, args, kwargs)
+        remedy = Remedy.GUARD if can_guard else Remedy.WHOLE
+        raise self._writer.obstacle(f"Python depends on a tensor's values ({name})", remedy)
+
+    def _guards_here(self, name: str, value: Any) -> bool:
+        """Whether a decision on values is checked at run time instead of being kept in one piece."""
+        if chooses_mask(user_location()):
+            if not value:  # the way that is right for every mask can be taken, without a check
+                raise self._writer.obstacle("a mask is looked at", Remedy.GENERAL)
+            return True
+        # torch's own containers only look at masks, to choose a kernel; the masks are the same at every call.
+        by_torch = name == "__bool__" and is_library(self._module_at(self._writer.scope))
+        return by_torch or self._policy.guards(self._writer.scope)
+
+    def _guarded(self, value: Any, name: str, args: Any, kwargs: Any) -> Any:
+        nodes, named_nodes = self._writer.argument(args), self._writer.argument(kwargs)
+        self._writer.create("call_function", check_value, (name, value, user_location(), *nodes), named_nodes)
+        return value
+
+
+def _property_name(func: Any) -> str:
+    """``Tensor.T`` is a descriptor with a name; a Python property has it on its getter."""
+    return str(getattr(getattr(func.__self__, "fget", None), "__name__", ""))
