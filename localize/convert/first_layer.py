@@ -39,13 +39,17 @@ class Guess:
         """What is the same for guesses that need not both be tried."""
         return self.shape, self.batch_axis, self.ids
 
-    def tensor(self, batch: int, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-        """The tensor with ``batch`` samples: standard normal, or indices in turn."""
+    def blank(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros with ``batch`` samples, for a trial."""
         shape = tuple(batch if i == self.batch_axis else s for i, s in enumerate(self.shape))
+        return torch.zeros(shape, dtype=torch.int64 if self.ids else dtype, device=device)
+
+    def tensor(self, device: torch.device, dtype: torch.dtype, seed: int) -> Tensor:
+        """The tensor with values: standard normal, or indices in turn."""
         if self.ids:
-            count = torch.Size(shape).numel()
-            return torch.arange(count, device=device).remainder(self.ids).view(shape)
-        return torch.randn(shape, generator=generator).to(device, dtype)
+            count = torch.Size(self.shape).numel()
+            return torch.arange(count, device=device).remainder(self.ids).view(self.shape)
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
 def guesses(model: nn.Module, limit: int) -> list[Guess]:

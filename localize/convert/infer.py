@@ -108,27 +108,22 @@ def _search(model: nn.Module, trial: _Trial, refused: list[str]) -> Inferred | N
     device, dtype = kind_of(model)
     doubtful: Inferred | None = None
     for chosen in islice(_combinations(model), _TRIES):
-        inputs, larger = (
-            _call(
-                model,
-                tuple(
-                    guess.tensor(batch, device, dtype, torch.Generator().manual_seed(i))
-                    for i, guess in enumerate(chosen)
-                ),
-            )
+        blank, larger = (
+            _call(model, tuple(guess.blank(batch, device, dtype) for guess in chosen))
             for batch in (BATCH, _OTHER_BATCH)
         )
+        problem = trial.problem(blank, larger)
+        if problem is not None:
+            refused.append(f"{_shapes(blank)}: {problem}")
+            continue
         layers = " and ".join(dict.fromkeys(guess.layer for guess in chosen))
-        note = f"example inputs {_shapes(inputs)} inferred from {layers}"
+        note = f"example inputs {_shapes(blank)} inferred from {layers}"
         if chosen[0].batch_axis:
             note += f", the batch on axis {chosen[0].batch_axis}"
-        problem = trial.problem(inputs, larger)
-        if problem is None and trial.doubt is None:
+        inputs = _call(model, tuple(guess.tensor(device, dtype, i) for i, guess in enumerate(chosen)))
+        if trial.doubt is None:
             return Inferred(inputs, note)
-        if problem is not None:
-            refused.append(f"{_shapes(inputs)}: {problem}")
-        elif doubtful is None:
-            doubtful = Inferred(inputs, f"{note}; {trial.doubt}")
+        doubtful = doubtful or Inferred(inputs, f"{note}; {trial.doubt}")
     return doubtful
 
 
@@ -212,17 +207,23 @@ class _Trial:
     def _run(self, inputs: Any) -> tuple[list[tuple[int, ...]], list[_Seen]]:
         """Shapes of the output, non-floating tensors left out, and what layers that know the batch axis were given."""
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode, _silent("torch._subclasses.fake_tensor"):
+            # The snapshot first: it is of the real tensors.
+            with (
+                preserved(self.model, training=False),
+                _silent("torch._subclasses.fake_tensor"),
+                FakeTensorMode(allow_non_fake_inputs=True) as mode,
+            ):
                 return self._forward(pytree.tree_map_only(Tensor, mode.from_tensor, inputs))
         except _NEEDS_VALUES:
             if not self._real_left:
                 raise
             self._real_left -= 1
-            return self._forward(_as_wanted(self.model, inputs))
+            with preserved(self.model, training=False):
+                return self._forward(_as_wanted(self.model, inputs))
 
     def _forward(self, inputs: Any) -> tuple[list[tuple[int, ...]], list[_Seen]]:
         call = Call.of(inputs)
-        with preserved(self.model, training=False), torch.no_grad(), _watching() as seen:
+        with torch.no_grad(), _watching() as seen:
             output = self.model(*call.args, **call.kwargs)
         return [tuple(t.shape) for t in tensors_of(output) if t.is_floating_point()], seen
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from localize.errors import MethodError
-from localize.heads.base import Head, HeadOutput, HeadSite, Method, Target, positive
-from localize.heads.layers import PooledVector, Shaped, check_hidden, output_features
+from localize.heads.base import Head, HeadOutput, HeadSite, Method, Target, one_of, positive
+from localize.heads.layers import Shaped, check_batch_first, check_hidden, output_features
+from localize.heads.pooling import TOKEN_POOLS, PooledVector, TokenPool
 from localize.task import IGNORE_INDEX
 
 _INSTEAD = "Use nwise, lct, early_exit, joint or bp."
@@ -36,7 +37,7 @@ class AssociatedHead(Head):
         self.width, self.outputs = width, outputs
         self.target_gradient, self.keep_classifier = options.target_gradient, options.keep_classifier
         below = outputs if site.number == 1 else width
-        self.reduce = PooledVector(site.hidden)
+        self.reduce = PooledVector(site.hidden, token_pool=options.token_pool)
         self.encoder = nn.Sequential(nn.Linear(below, width), nn.Tanh())
         self.bridge = nn.Sequential(nn.Linear(self.reduce.out_features, width), nn.Tanh())
         # No Tanh on h_1: it would cap the logits at ±1.
@@ -121,11 +122,14 @@ class AL(Method):
         target_gradient: whether L_A trains g_k too, as equation 3 has it; the released code detaches.
         keep_classifier: whether the model's own classifier, which is not on this path, is trained too, by
             cross-entropy on detached features; else nothing trains it.
+        token_pool: how tokens become a vector: ``mean``, the ``first`` (a class token), the ``last``; ``auto``: the
+            final state where a recurrent layer made them, else the mean.
     """
 
     hidden: int = 128
     target_gradient: bool = False
     keep_classifier: bool = True
+    token_pool: TokenPool = "auto"
 
     name: ClassVar[str] = "al"
     summary: ClassVar[str] = "associated learning: hidden states meet encoded targets; every part predicts"
@@ -133,7 +137,9 @@ class AL(Method):
     predicts: ClassVar[Literal["none", "exits", "path"]] = "path"
 
     def __post_init__(self) -> None:
-        self.check(positive("hidden", self.hidden, whole=True))
+        self.check(
+            positive("hidden", self.hidden, whole=True), one_of("token_pool", self.token_pool, TOKEN_POOLS)
+        )
 
     @property
     def splits_classifier(self) -> bool:
@@ -145,6 +151,7 @@ class AL(Method):
             problem = f"it encodes one target a sample, and the task is {site.task.kind}"
             raise site.error(self.name, problem, _INSTEAD)
         check_hidden(site, self.name)
+        check_batch_first(site, self.name, "it encodes one target a sample")
         return AssociatedHead(site, self, output_features(site, self.name))
 
     def predictor(self, heads: Sequence[Head | None]) -> nn.Module:

@@ -143,15 +143,20 @@ class ExitHead(Head):
 
 def example_labels(task: Task, hidden: TensorSpec, batch: int, device: torch.device | str) -> Tensor:
     """Targets of class 0, shaped for ``task``; ``hidden`` is the logits' spec, or one of the same layout."""
+    axis = hidden.batch_axis or 0
     match task.kind:
         case "classification":
             return torch.zeros(batch, dtype=torch.int64, device=device)
         case "regression":
-            return torch.zeros((batch, *hidden.features), device=device)
+            return torch.zeros(_with_batch(hidden.features, batch, axis), device=device)
         case "causal_lm":
-            return torch.zeros((batch, hidden.features[0]), dtype=torch.int64, device=device)
+            return torch.zeros(_with_batch(hidden.features[:1], batch, axis), dtype=torch.int64, device=device)
         case _:
             return torch.zeros((batch, *hidden.features[1:]), dtype=torch.int64, device=device)
+
+
+def _with_batch(features: tuple[int, ...], batch: int, axis: int) -> tuple[int, ...]:
+    return (*features[:axis], batch, *features[axis:])
 
 
 @dataclass(frozen=True)

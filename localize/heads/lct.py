@@ -10,18 +10,23 @@ from torch import Tensor, nn
 
 from localize.heads.base import ExitHead, Head, HeadOutput, HeadSite, Method, TaskHead, one_of
 from localize.heads.layers import (
-    MAX_FEATURES,
-    AsMap,
-    GlobalMean,
-    PoolTo,
+    check_batch_first,
     check_hidden,
     convolution,
     is_dense,
-    is_map,
     linear_exit,
     output_features,
-    space,
     to_logits,
+)
+from localize.heads.pooling import (
+    MAX_FEATURES,
+    TOKEN_POOLS,
+    AsMap,
+    GlobalMean,
+    PoolTo,
+    TokenPool,
+    is_map,
+    space,
 )
 
 _WIDTH = 128  # channels of the critic's convolution
@@ -59,10 +64,13 @@ class LCT(Method):
             token for ``causal_lm``), ``auto``: ``conv`` on maps, else ``linear``.
         pool: ``flatten`` is the paper's ``conv`` critic; ``auto`` too up to 32×32 positions and 2²¹ weights in
             its Linear, beyond that the map is first averaged so that 8192 values remain to flatten.
+        token_pool: how tokens become a vector: ``mean``, the ``first`` (a class token), the ``last``; ``auto``: the
+            final state where a recurrent layer made them, else the mean.
     """
 
     critic: Literal["auto", "conv", "imagenet", "linear"] = "auto"
     pool: Literal["auto", "flatten"] = "auto"
+    token_pool: TokenPool = "auto"
 
     name: ClassVar[str] = "lct"
     summary: ClassVar[str] = "local critic training: a critic a part estimates the final loss"
@@ -76,6 +84,7 @@ class LCT(Method):
         self.check(
             one_of("critic", self.critic, ("auto", "conv", "imagenet", "linear")),
             one_of("pool", self.pool, ("auto", "flatten")),
+            one_of("token_pool", self.token_pool, TOKEN_POOLS),
         )
 
     def build_head(self, site: HeadSite) -> Head:
@@ -86,6 +95,8 @@ class LCT(Method):
                 "critics compare losses sample by sample, and a custom loss gives one number a batch",
                 "Leave `loss` out, or use nwise, early_exit, joint or bp.",
             )
+        if site.parts > 1:
+            check_batch_first(site, self.name, "critics compare losses sample by sample")
         if site.is_last:
             return TaskHead(site, per_sample=site.parts > 1)
         check_hidden(site, self.name)
@@ -93,7 +104,7 @@ class LCT(Method):
         if kind == "auto":
             kind = "conv" if is_map(site.hidden) and not is_dense(site) else "linear"
         if kind == "linear":
-            return Critic(site, linear_exit(site, self.name))
+            return Critic(site, linear_exit(site, self.name, token_pool=self.token_pool))
         if not is_map(site.hidden) or is_dense(site):
             problem = f"critic={kind!r} makes one prediction a sample, from a map (N, C, H, W)"
             raise site.error(self.name, problem, "Use lct with critic='linear' or 'auto'.")

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from localize.heads.base import ExitHead, Head, HeadSite, Method, TaskHead, one_of, positive
 from localize.heads.layers import (
-    AsMap,
-    AverageTo,
-    GlobalMean,
     check_hidden,
     conv_block,
     dense_logits,
     is_dense,
-    is_map,
     linear_block,
     linear_exit,
-    space,
     to_logits,
+)
+from localize.heads.pooling import (
+    TOKEN_POOLS,
+    AsMap,
+    AverageTo,
+    GlobalMean,
+    PooledVector,
+    TokenPool,
+    is_map,
+    space,
 )
 
 _DENSE = "Use head='linear' (or 'auto'), early_exit, joint or bp."
@@ -43,13 +49,16 @@ class NWise(Method):
         head: ``conv`` (appendix B.2: 3×3·128–BN–ReLU, 3×3·64–BN–ReLU, global average, Linear), ``linear``
             (appendix B.1: one Linear on the flattened map, pooled where it has more than 8192 values),
             ``mlp_sr`` (Belilovsky et al. 2019, DGL: pooled to a quarter of the size, three 1×1 convolutions,
-            pooled to 2×2, three hidden layers of width 4C, Linear), ``auto``: ``conv`` on maps, else
-            ``linear``.
+            pooled to 2×2, three hidden layers of width 4C, Linear), ``transformer`` (appendix B.3: two
+            transformer blocks and an output matrix, for tokens), ``auto``: ``conv`` on maps, else ``linear``.
+        token_pool: how tokens become a vector: ``mean``, the ``first`` (a class token), the ``last``; ``auto``: the
+            final state where a recurrent layer made them, else the mean.
     """
 
     reach: int = 2
     gradient: Literal["furthest", "sum"] = "furthest"
-    head: Literal["auto", "conv", "linear", "mlp_sr"] = "auto"
+    head: Literal["auto", "conv", "linear", "mlp_sr", "transformer"] = "auto"
+    token_pool: TokenPool = "auto"
 
     name: ClassVar[str] = "nwise"
     summary: ClassVar[str] = "interlocking back-propagation: each loss reaches N parts back"
@@ -60,7 +69,8 @@ class NWise(Method):
         self.check(
             positive("reach", self.reach, whole=True),
             one_of("gradient", self.gradient, ("furthest", "sum")),
-            one_of("head", self.head, ("auto", "conv", "linear", "mlp_sr")),
+            one_of("head", self.head, ("auto", "conv", "linear", "mlp_sr", "transformer")),
+            one_of("token_pool", self.token_pool, TOKEN_POOLS),
         )
 
     def trains(self, number: int, parts: int) -> range:
@@ -79,11 +89,53 @@ class NWise(Method):
         if kind == "auto":
             kind = "conv" if is_map(site.hidden) else "linear"
         if kind == "linear":
-            return ExitHead(site, linear_exit(site, self.name, max_features=8192))
+            net = linear_exit(site, self.name, max_features=8192, token_pool=self.token_pool)
+            return ExitHead(site, net)
+        if kind == "transformer":
+            return ExitHead(site, self._transformer(site))
         if not is_map(site.hidden):
             instead = "Use nwise with head='linear' or 'auto'."
             raise site.error(self.name, f"head={kind!r} needs a map (N, C, H, W)", instead)
         return ExitHead(site, _conv(site, self.name) if kind == "conv" else _mlp_sr(site, self.name))
+
+    def _transformer(self, site: HeadSite) -> nn.Module:
+        spec, each = site.hidden, site.task.kind == "causal_lm"
+        if spec.layout != "tokens" or site.task.kind == "segmentation":
+            problem = "head='transformer' needs tokens (N, T, D), and a prediction for each or one for all"
+            raise site.error(self.name, problem, "Use nwise with head='linear' or 'auto'.")
+        body = TransformerBlocks(spec.channels, causal=each)
+        if each:
+            return dense_logits(site, self.name, body)
+        in_front = replace(spec, shape=(1, *spec.features), batch_axis=0)
+        reduce = PooledVector(in_front, token_pool=self.token_pool)
+        return nn.Sequential(AsMap(spec), body, reduce, to_logits(site, self.name, spec.channels))
+
+
+class TransformerBlocks(nn.Module):
+    """Two transformer blocks, (N, T, D) → (N, T, D).
+
+    Appendix B.3 says 4 heads; fewer where 4 do not divide the width. No dropout, and feed-forward layers of 4D,
+    as the blocks of the papers' time have.
+
+    Args:
+        width: D.
+        causal: a token does not look at those after it: what it predicts.
+    """
+
+    def __init__(self, width: int, causal: bool) -> None:
+        super().__init__()
+        heads = next(n for n in (4, 3, 2, 1) if width % n == 0)
+        self.causal = causal
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True) for _ in range(2)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        count = tokens.shape[1]
+        mask = torch.ones(count, count, dtype=torch.bool, device=tokens.device).triu(1) if self.causal else None
+        for block in self.blocks:
+            tokens = block(tokens, src_mask=mask, is_causal=self.causal)
+        return tokens
 
 
 def _conv(site: HeadSite, method: str) -> nn.Module:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from localize.errors import MethodError
 from localize.heads.base import Head, HeadOutput, HeadSite, Method, Target, TaskHead, one_of, positive
-from localize.heads.layers import MAX_FEATURES, PooledVector, check_hidden, linear_block
+from localize.heads.layers import check_hidden, linear_block
+from localize.heads.pooling import MAX_FEATURES, TOKEN_POOLS, PooledVector, TokenPool
 from localize.task import IGNORE_INDEX
 
 Normalizer = Literal["reference", "khosla"]
@@ -84,7 +85,9 @@ class ContrastiveHead(Head):
         super().__init__(site)
         self.temperature, self.normalizer = options.temperature, options.normalizer
         self.joint = options.classifier == "joint"
-        self.reduce = PooledVector(site.hidden, MAX_FEATURES if options.pool == "auto" else None)
+        self.reduce = PooledVector(
+            site.hidden, MAX_FEATURES if options.pool == "auto" else None, options.token_pool
+        )
         kind = options.projector or ("identity" if site.hidden.layout == "tokens" else "mlp")
         self.projector: nn.Module = nn.Identity()
         if kind == "mlp":
@@ -122,6 +125,8 @@ class SCPL(Method):
         classifier: whether cross-entropy trains the classifier only (``detached``) or the last part too
             (``joint``).
         hidden, projection: widths of the mlp.
+        token_pool: how tokens become a vector: ``mean``, the ``first`` (a class token), the ``last``; ``auto``: the
+            final state where a recurrent layer made them, else the mean.
     """
 
     temperature: float = 0.1
@@ -131,6 +136,7 @@ class SCPL(Method):
     classifier: Literal["detached", "joint"] = "detached"
     hidden: int = 512
     projection: int = 1024
+    token_pool: TokenPool = "auto"
 
     name: ClassVar[str] = "scpl"
     summary: ClassVar[str] = "supervised contrastive loss on every part"
@@ -145,6 +151,7 @@ class SCPL(Method):
             one_of("classifier", self.classifier, ("detached", "joint")),
             positive("hidden", self.hidden, whole=True),
             positive("projection", self.projection, whole=True),
+            one_of("token_pool", self.token_pool, TOKEN_POOLS),
         )
 
     @property

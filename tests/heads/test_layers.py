@@ -6,17 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from localize.errors import MethodError
-from localize.heads.layers import (
-    AverageTo,
-    PooledVector,
-    PoolTo,
-    Resize,
-    as_map,
-    check_hidden,
-    conv_block,
-    linear_exit,
-    pool_sizes,
-)
+from localize.heads.layers import Resize, check_hidden, conv_block, linear_exit
+from localize.heads.pooling import AverageTo, PooledVector, PoolTo, as_map, pool_sizes
 from localize.spec import TensorSpec
 from localize.task import Task
 from tests.heads.sites import CLASSES, make_site
