@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
+import torch
+from torch import nn
 
 from benchmarks.suites import awkward_models
 from tests.awkward import TABLE, Awkward
 from tests.awkward.check import Outcome, examine
 
 CASES = [pytest.param(entry, id=name) for name, entry in TABLE.items()]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_patched() -> Iterator[None]:
+    before = (nn.Module.__call__, vars(torch.autograd.Function)["apply"], range, len, torch.is_grad_enabled())
+    yield
+    assert (nn.Module.__call__, vars(torch.autograd.Function)["apply"], range, len, torch.is_grad_enabled()) == before
+    assert torch.overrides._get_current_function_mode() is None
+    assert len(torch.utils._python_dispatch._get_current_dispatch_mode_stack()) == 0
 
 
 @pytest.mark.parametrize("verify", [False, True], ids=["unverified", "verified"])

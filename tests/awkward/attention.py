@@ -165,7 +165,8 @@ class FloatMaskForAll(nn.Module):
         self.layers = nn.ModuleList([self.Layer() for _ in range(3)])
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-        mask = torch.zeros(padding.shape).masked_fill(padding, float("-inf"))[:, None, None].expand(-1, 1, x.shape[1], -1)
+        mask = torch.zeros(padding.shape).masked_fill(padding, float("-inf"))
+        mask = mask[:, None, None].expand(-1, 1, x.shape[1], -1)
         x = self.first(x)
         for layer in self.layers:
             x = x + layer(x, mask)

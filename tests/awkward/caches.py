@@ -18,7 +18,7 @@ class Inner(nn.Module):
         self.linear = nn.Linear(D, D)
 
 
-@block(sequences)
+@block(sequences, scratch=("block1.mask", "block2.mask"))
 class MaskCache(Inner):
     """A causal mask is made at the first call and kept; remade when the length changes."""
 

@@ -28,7 +28,7 @@ class Keeper(nn.Module):
         return torch.relu(y)
 
 
-@root()
+@root(scratch=("keeper.scores",))
 class ReadFromSubmodule(nn.Module):
     """The root reads what a block left on itself."""
 
@@ -54,7 +54,7 @@ class Reader(nn.Module):
         return self.linear(x) if scores is None else self.linear(x) * scores
 
 
-@root()
+@root(scratch=("keeper.scores",))
 class ReadByNeighbour(nn.Module):
     """A block reads what another block left on itself; it holds the other in a list, unregistered."""
 
@@ -133,7 +133,7 @@ class ThroughGlobal(Layers):
 
 
 
-@root()
+@root(scratch=("blocks.0.scores", "blocks.1.scores", "blocks.2.scores"))
 class PenaltiesCollected(nn.Module):
     """Blocks leave a penalty on themselves; the root adds them to its output."""
 

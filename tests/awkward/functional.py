@@ -26,7 +26,7 @@ class FunctionalCall(Inner):
         return torch.func.functional_call(self.linear, weights, (x,))
 
 
-@root()
+@root(refused="functional_call")
 class FunctionalCallAtRoot(Layers):
     """The same in the root, on a layer that is called as usual too."""
 

@@ -168,7 +168,7 @@ class ForwardHooksOnRoot(Layers):
         return self.last(torch.relu(self.b(torch.relu(self.a(x)))))
 
 
-@root()
+@root(refused="hooks on its gradients")
 class GradientHookOnRoot(Layers):
     """A gradient hook on the model."""
 

@@ -240,7 +240,7 @@ class AnotherTypeInside(Layers):
         return self.last(torch.relu(self.c(x.double()).to(self.last.weight.dtype)))
 
 
-@root(refused="bias|sets")
+@root(refused="weights of 'b'")
 class WeightReplaced(Layers):
     """A parameter is bound to a new one in the forward, with the same values."""
 

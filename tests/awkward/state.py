@@ -146,6 +146,28 @@ class RootRemembersLoss(Layers):
         return self.last(torch.relu(self.b(x)))
 
 
+@root()
+class BlockRemembersScores(nn.Module):
+    """A block leaves its scores on itself, for whoever wants to see them after the call."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(D, D)
+            self.scores: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.scores = self.linear(x).softmax(-1)
+            return self.scores * x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(D, D), self.Block(), nn.Linear(D, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.block(torch.relu(self.first(x))))
+
+
 @block()
 class RunningStatistics(nn.Module):
     """Batch normalisation by hand and by function, with buffers of its own."""
