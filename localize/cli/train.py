@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,11 @@ from localize.cli.loading import (
 from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.cli.output import Output
 from localize.data import Data, Loaders, load_data
-from localize.errors import ConfigError
+from localize.errors import ConfigError, LocalizeError
+from localize.runtime.launch import launch
+from localize.runtime.ranks import Stopped, launched
+
+EXPECTED = 2  # exit status of an error that was told
 
 
 def train(
@@ -56,6 +64,8 @@ def train(
     checkpoint_dir: tf.CheckpointDir = None,
     resume: tf.Resume = False,
     log_dir: tf.LogDir = None,
+    nproc_per_node: tf.Processes = None,
+    max_restarts: tf.MaxRestarts = 0,
     data_dir: flags.DataDir = Path("data"),
     download: flags.Download = False,
     output: flags.OutputFolder = None,
@@ -72,37 +82,59 @@ def train(
     localize train model.py --data digits --method al --parts 4 --epochs 5
     localize train model-al-4 --data digits --scheduler cosine --lr 2e-3
     localize train model.py --data fashion-mnist --checkpoint-dir runs/a --resume
+    localize train model.py --data digits --parts 2 --nproc-per-node 2
     """
-    out = Output.of(as_json, quiet)
-    if resume and checkpoint_dir is None:
-        raise ConfigError(
-            "--resume needs --checkpoint-dir, the folder that holds the checkpoint to go on from."
-        )
-    if epochs < 1:
-        raise ConfigError(f"--epochs is {epochs}; it must be at least 1.")
-    settings: dict[str, Any] = {
-        "optimizer": optimizer_factory(optimizer, rate, weight_decay, momentum),
-        "head_optimizer": None if head_rate is None else optimizer_factory("adam", head_rate),
-        "scheduler": scheduler_factory(scheduler, epochs),
-        "device": device,
-        "precision": precision,
-        "seed": seed,
-        "checkpoint_dir": checkpoint_dir,
-        "log_dir": log_dir,
-        "clip_grad_norm": clip_grad_norm,
-        "on_nonfinite": on_nonfinite,
-        "compile": compile,
-        "progress": None if out.mode == "table" else False,
-    }
-    if output is not None:
-        writable_folder(output, force)
-    chosen = load_data(data, data_dir, download)
-    local, folder = _open(Recipe.of(context), chosen, out)
-    folder = output or folder
-    writable_folder(folder, force)
-    check_fits(local, data, chosen)
-    trainer = Trainer(local, **settings)
+    if nproc_per_node is not None and not launched():
+        load_data(data, data_dir, download)  # once, so that the processes do not all fetch it
+        raise typer.Exit(launch(["localize", *sys.argv[1:]], nproc_per_node, max_restarts))
+    out = Output.of(as_json, quiet or not _first())
+    with _told_once():
+        if resume and checkpoint_dir is None:
+            raise ConfigError(
+                "--resume needs --checkpoint-dir, the folder that holds the checkpoint to go on from."
+            )
+        if epochs < 1:
+            raise ConfigError(f"--epochs is {epochs}; it must be at least 1.")
+        settings: dict[str, Any] = {
+            "optimizer": optimizer_factory(optimizer, rate, weight_decay, momentum),
+            "head_optimizer": None if head_rate is None else optimizer_factory("adam", head_rate),
+            "scheduler": scheduler_factory(scheduler, epochs),
+            "device": device,
+            "precision": precision,
+            "seed": seed,
+            "checkpoint_dir": checkpoint_dir,
+            "log_dir": log_dir,
+            "clip_grad_norm": clip_grad_norm,
+            "on_nonfinite": on_nonfinite,
+            "compile": compile,
+            "progress": None if out.mode == "table" else False,
+            "executor": "distributed" if launched() else "sequential",
+        }
+        if output is not None:
+            writable_folder(output, force)
+        chosen = load_data(data, data_dir, download)
+        local, folder = _open(Recipe.of(context), chosen, out)
+        folder = output or folder
+        writable_folder(folder, force)
+        check_fits(local, data, chosen)
+        trainer = Trainer(local, **settings)
     _run(out, trainer, local, chosen.loaders(batch_size, seed, workers), epochs, resume, folder)
+
+
+def _first() -> bool:
+    """Whether this process speaks: the only one, or the first of several."""
+    return not launched() or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Around what goes wrong on all processes alike: the first one says so."""
+    try:
+        yield
+    except LocalizeError as error:
+        if _first():
+            raise
+        raise typer.Exit(EXPECTED) from error
 
 
 def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
@@ -133,9 +165,16 @@ def _run(
 ) -> None:
     train_loader, val_loader = loaders
     start = time.perf_counter()
-    trainer.fit(train_loader, val_loader, epochs=epochs, resume=resume)
+    try:
+        trainer.fit(train_loader, val_loader, epochs=epochs, resume=resume)
+    except Stopped as stopped:
+        if stopped.tells:
+            raise
+        raise typer.Exit(EXPECTED) from stopped  # the rank that failed has said why
     out.note(f"{epochs} epochs with {local.method.name} in {time.perf_counter() - start:.1f} s")
     scores = trainer.evaluate(val_loader)
+    if not _first():
+        return
     save_into(local, folder)
     brief = show_exits(out, local, scores)
     out.note(f"Wrote {folder}/")

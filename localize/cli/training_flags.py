@@ -26,6 +26,16 @@ CheckpointDir = Annotated[
     Path | None, typer.Option(help="Where to write a checkpoint every epoch.", metavar="DIR")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc-per-node", metavar="K", help="Train in K processes, a part or several each (as under torchrun)."
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(help="How often to start all processes anew, from the last checkpoint, when one dies.", metavar="N"),
+]
 LogDir = Annotated[
     Path | None, typer.Option(help="Where to write the history as CSV and JSONL.", metavar="DIR")
 ]

@@ -13,7 +13,7 @@ from localize.heads.base import Method
 from localize.part import Part
 from localize.runtime.packing import Packed
 from localize.runtime.routing import flows
-from localize.runtime.wire import Edge, Header, Kind, Type
+from localize.runtime.wire import Edge, Header, Kind, Type, place
 from localize.spec import TensorSpec
 
 Shape = tuple[torch.dtype, tuple[int, ...]]
@@ -148,4 +148,4 @@ def _kind(dtype: torch.dtype) -> str:
 
 def _raise(header: Header, edge: Edge, problems: list[str]) -> None:
     if problems:
-        raise WireError(problem_list(f"Step {header.step + 1}, edge {edge}", problems))
+        raise WireError(problem_list(place(header.step, edge), problems))

@@ -30,6 +30,7 @@ from localize.runtime.wire import (
     decode,
     decode_header,
     encode,
+    place,
     room_for,
 )
 
@@ -41,6 +42,7 @@ class Contract(Protocol):
     """What a receiver expects; see ``contracts.py``."""
 
     edge: Edge
+    step: int
 
     def check(self, header: Header) -> None: ...
 
@@ -75,7 +77,7 @@ class Outbox:
         while not self._room.acquire(timeout=_POLL_S):
             self.session.check()
         if self._error is not None:
-            raise self.session.lost(self.peer, str(self.edge), self._error) from self._error
+            raise self.session.lost(self.peer, str(self.edge)) from self._error
         self._queue.put(frames)
 
     def abort(self, cause: Cause) -> None:
@@ -92,7 +94,7 @@ class Outbox:
             self._thread.join(_POLL_S)
             self.session.check()
         if self._error is not None:
-            raise self.session.lost(self.peer, str(self.edge), self._error) from self._error
+            raise self.session.lost(self.peer, str(self.edge)) from self._error
 
     def _run(self) -> None:
         while (frames := self._queue.get()) is not None:
@@ -145,7 +147,7 @@ class Inbox:
         if isinstance(found, WireError):
             raise found
         if isinstance(found, Exception):
-            raise self.session.lost(self.peer, str(self.contract.edge), found) from found
+            raise self.session.lost(self.peer, str(self.contract.edge)) from found
         header, payload = found
         if header.kind is Kind.ABORT:
             raise self.session.stopped(Cause(**header.note["cause"]))
@@ -188,10 +190,11 @@ def receive(fill: Callable[[Tensor], None], contract: Contract) -> tuple[Header,
     prefix = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
     fill(prefix)
     rest = None
-    if more := body_bytes(prefix):
+    where = place(contract.step, contract.edge)
+    if more := body_bytes(prefix, where):
         rest = torch.zeros(more, dtype=torch.uint8)
         fill(rest)
-    header = decode_header(prefix, rest, contract.edge)
+    header = decode_header(prefix, rest, where)
     contract.check(header)
     if not header.payload_bytes:
         return header, None

@@ -26,6 +26,7 @@ _POLL_S = 0.25  # how often a waiting rank looks for a failure elsewhere
 _GRACE_S = 2.0  # how long one whose neighbour is gone waits for that neighbour's reason
 _FOREVER = timedelta(days=30)  # a rank may wait long for data; that another one is gone it learns otherwise
 _ABORT = "abort"
+_LONGEST = 1000  # characters of a reason
 T = TypeVar("T")
 
 
@@ -38,6 +39,7 @@ class Cause:
     step: int
     edge: str | None
     error: str
+    gone: bool = False  # its process, which therefore said nothing itself
 
     def __str__(self) -> str:
         edge = f", edge {self.edge}" if self.edge else ""
@@ -45,11 +47,14 @@ class Cause:
 
 
 class Stopped(WireError):
-    """Another rank failed, and so this one stops; ``cause`` is that rank's failure."""
+    """Another rank failed, and so this one stops; ``cause`` is that rank's failure.
 
-    def __init__(self, message: str, cause: Cause) -> None:
+    ``tells``: the other one cannot tell of it any more, and this is the rank to do so.
+    """
+
+    def __init__(self, message: str, cause: Cause, tells: bool = False) -> None:
         super().__init__(message)
-        self.cause = cause
+        self.cause, self.tells = cause, tells
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ def join() -> Ranks:
     return _joined
 
 
+def _launcher_keeps_store() -> bool:
+    """Whether the store outlives all ranks; else the first rank keeps it."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 class Session:
     """One ``fit`` or ``evaluate`` of all ranks together.
 
@@ -130,8 +140,9 @@ class Session:
 
     def stopped(self, cause: Cause) -> Stopped:
         """The error of a rank that stops because another one failed."""
+        tells = cause.gone and self.ranks.rank == (1 if cause.rank == 0 else 0)
         here = f"Rank {self.ranks.rank} ({self.names[self.ranks.rank]})"
-        return Stopped(f"{here} stopped at step {self.step + 1}, because of {cause}", cause)
+        return Stopped(f"{here} stopped at step {self.step + 1}, because of {cause}", cause, tells)
 
     def fail(self, error: BaseException, edge: str | None = None) -> Cause:
         """Tells all ranks of an error here; returns the run's first failure, which may be another's."""
@@ -139,9 +150,9 @@ class Session:
             return error.cause
         known = isinstance(error, LocalizeError)
         text = str(error) if known else f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-        return self._blame(self._cause(self.ranks.rank, edge, text.splitlines()[0]))
+        return self._blame(self._cause(self.ranks.rank, edge, " ".join(text.split())[:_LONGEST]))
 
-    def lost(self, rank: int, edge: str | None, error: BaseException) -> Stopped:
+    def lost(self, rank: int, edge: str | None) -> Stopped:
         """The error of a rank whose connection to a neighbour broke: that one's own reason, if it has left any."""
         end = time.monotonic() + _GRACE_S
         while time.monotonic() < end:
@@ -149,11 +160,10 @@ class Session:
             if cause is not None:
                 return self.stopped(cause)
             time.sleep(_POLL_S / 5)
-        reason = f"the process is gone ({str(error).strip().splitlines()[0][-160:]})"
-        return self.stopped(self._blame(self._cause(rank, edge, reason)))
+        return self.stopped(self._blame(self._cause(rank, edge, "the process is gone.", gone=True)))
 
-    def _cause(self, rank: int, edge: str | None, error: str) -> Cause:
-        return Cause(rank, self.names[rank], self.step + 1, edge, error)
+    def _cause(self, rank: int, edge: str | None, error: str, gone: bool = False) -> Cause:
+        return Cause(rank, self.names[rank], self.step + 1, edge, error, gone)
 
     def _blame(self, cause: Cause) -> Cause:
         try:
@@ -165,9 +175,31 @@ class Session:
     def _known_cause(self) -> Cause | None:
         try:
             return Cause(**json.loads(self._store.get(_ABORT))) if self._store.check([_ABORT]) else None
+        except RuntimeError:
+            return self._storeless()
+
+    def _storeless(self) -> Cause:
+        if _launcher_keeps_store():
+            return self._cause(self.ranks.rank, None, "the launcher is gone, and its store with it.")
+        return self._cause(0, None, "the process is gone, and the store that it kept.", gone=True)
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        try:
+            return question()
         except RuntimeError as error:
-            reason = f"the store of the launcher is gone ({str(error).splitlines()[0][:160]})"
-            return self._cause(self.ranks.rank, None, reason)
+            raise self.stopped(self._storeless()) from error
+
+    def leave(self, failed: bool) -> None:
+        """The last call of all. The process that keeps the store stays until the others need it no more."""
+        keeps = self.ranks.first and not _launcher_keeps_store()
+        if failed:
+            time.sleep(3 * _POLL_S if keeps and self.ranks.count > 1 else 0.0)
+            return
+        gone = self.count("left")
+        while keeps and gone < self.ranks.count:
+            self.check()
+            time.sleep(_POLL_S / 50)
+            gone = self._ask(lambda: self._store.add("count/left", 0))
 
     # ---------------------------------------------------------------- agreeing
 
@@ -179,34 +211,33 @@ class Session:
         """
         self._gathered += 1
         prefix = f"gather/{self._gathered}"
-        self._store.set(f"{prefix}/{self.ranks.rank}", json.dumps(value))
+        self._ask(lambda: self._store.set(f"{prefix}/{self.ranks.rank}", json.dumps(value)))
         keys = [f"{prefix}/{rank}" for rank in range(self.ranks.count)]
         self._wait(keys)
-        result = [json.loads(self._store.get(key)) for key in keys]
+        result = self._ask(lambda: [json.loads(self._store.get(key)) for key in keys])
         # Whoever is here has read all that came before: what lies two gatherings back, nobody needs.
-        self._store.delete_key(f"gather/{self._gathered - 2}/{self.ranks.rank}")
+        self._ask(lambda: self._store.delete_key(f"gather/{self._gathered - 2}/{self.ranks.rank}"))
         return result
 
     def _wait(self, keys: list[str]) -> None:
-        while not self._store.check(keys):
+        pause = 0.0005  # asked anew now and then: a wait of the store itself is not interrupted by a failure
+        while not self._ask(lambda: self._store.check(keys)):
             self.check()
-            try:
-                self._store.wait(keys, timedelta(seconds=_POLL_S))
-            except dist.DistStoreError:
-                continue
+            time.sleep(pause)
+            pause = min(pause * 1.5, _POLL_S / 10)
 
     def count(self, name: str) -> int:
         """How many ranks have called this with ``name``, this one included."""
-        return self._store.add(f"count/{name}", 1)
+        return self._ask(lambda: self._store.add(f"count/{name}", 1))
 
     def post(self, name: str, value: Any) -> None:
         """Leaves a value for others to look at."""
-        self._store.set(f"board/{name}/{self.ranks.rank}", json.dumps(value))
+        self._ask(lambda: self._store.set(f"board/{name}/{self.ranks.rank}", json.dumps(value)))
 
     def look(self, name: str) -> list[Any]:
         """The last value of every rank, by rank; None where it has posted none. Waits for nobody."""
-        keys = [f"board/{name}/{rank}" for rank in range(self.ranks.count)]
-        return [json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
+        store, keys = self._store, [f"board/{name}/{rank}" for rank in range(self.ranks.count)]
+        return self._ask(lambda: [json.loads(store.get(k)) if store.check([k]) else None for k in keys])
 
     # ---------------------------------------------------------------- tensors
 
@@ -233,7 +264,7 @@ class Session:
             self.check()
         result, error = box[0]
         if error is not None:
-            raise self.lost(other, None, error) from error
+            raise self.lost(other, None) from error
         return result  # type: ignore[no-any-return]
 
     def send(self, tensor: torch.Tensor, to: int) -> None:

@@ -122,6 +122,7 @@ class Team:
             self._agree()
         except BaseException as error:
             self.session.fail(error)
+            self.session.leave(failed=True)
             raise
         return self
 
@@ -135,6 +136,7 @@ class Team:
         elif self._open is not None:
             self._open.close()
         self._open = None
+        self.session.leave(failed=error is not None)
 
     def agreed(self, value: Any) -> Any:
         return self.session.gather(value)[0]
@@ -196,7 +198,8 @@ class Team:
             if other[name] != everyone[0][name]
         ]
         if problems:
-            raise PlacementError(problem_list("The ranks do not train the same", problems))
+            advice = "Every process has to be given the same model and options (for balance='time': cuts=)."
+            raise PlacementError(problem_list("The ranks do not train the same", [*problems, advice]))
         values = [other["weights"] for other in everyone]
         if self.first and any(one[n] != other[n] for one in values for other in values for n in one if n in other):
             _log.warning(

@@ -94,6 +94,11 @@ class Header:
 # ------------------------------------------------------------------- sending
 
 
+def place(step: int, edge: Edge) -> str:
+    """Where something is wrong, for people: they count steps from 1."""
+    return f"Step {step + 1}, edge {edge}"
+
+
 def encode(envelope: Envelope) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Header, rest of the body and payload as uint8 tensors; the latter two only where there is any.
 
@@ -102,7 +107,7 @@ def encode(envelope: Envelope) -> tuple[Tensor, Tensor | None, Tensor | None]:
     Raises:
         WireError: the message holds what cannot travel.
     """
-    where = f"Step {envelope.step}, edge {envelope.edge}"
+    where = place(envelope.step, envelope.edge)
     kind, tensors, tree = _unpacked(envelope.message, where)
     packed = [describe(name, tensor, where) for name, tensor in tensors]
     body = json.dumps(
@@ -159,27 +164,27 @@ def _seal(size: int, checksum: int) -> Tensor:
 # ----------------------------------------------------------------- receiving
 
 
-def body_bytes(header: Tensor) -> int:
-    """How many bytes of the body are still to be received after this header.
+def body_bytes(header: Tensor, where: str) -> int:
+    """How many bytes of the body are still to be received after this header; ``where`` is for messages.
 
     Raises:
         WireError: the header is not one.
     """
-    length: int = _prefix(header)[8]
+    length: int = _prefix(header, where)[8]
     return max(0, length - _ROOM)
 
 
-def decode_header(header: Tensor, rest: Tensor | None, edge: Edge) -> Header:
-    """What a header says, checked for consistency; ``edge`` is the one it came along, for messages.
+def decode_header(header: Tensor, rest: Tensor | None, where: str) -> Header:
+    """What a header says, checked for consistency; ``where`` it was received is for messages.
 
     Raises:
         WireError: it is truncated, damaged, of another version or contradicts itself.
     """
-    fields = _prefix(header)
+    fields = _prefix(header, where)
     *known, size, length, checksum = fields
     body = bytes(header.numpy())[_PREFIX.size :][:length] + (b"" if rest is None else bytes(rest.numpy()))
     if zlib.crc32(body, zlib.crc32(_PREFIX.pack(*known, size, length, 0))) != checksum:
-        raise WireError(f"Edge {edge}: expected a header with its checksum, found a damaged or truncated one.")
+        raise WireError(f"{where}: expected a header with its checksum, found a damaged or truncated one.")
     try:
         content = json.loads(body)
         tensors = tuple(
@@ -191,23 +196,25 @@ def decode_header(header: Tensor, rest: Tensor | None, edge: Edge) -> Header:
             Kind(kind), Type(type_), step, Edge(source, to), size, checksum, tensors, content["target"], content["note"]
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WireError(f"Edge {edge}: the header makes no sense: {error}.") from error
+        raise WireError(f"{where}: the header makes no sense: {error}.") from error
     wanted = _payload_bytes(tensors)
     if wanted != size:
         raise WireError(
-            f"Step {step}, edge {edge}: expected a payload of {wanted} bytes for {', '.join(map(str, tensors))}, "
+            f"{where}: expected a payload of {wanted} bytes for {', '.join(map(str, tensors))}, "
             f"found one of {size} announced."
         )
     return result
 
 
-def _prefix(header: Tensor) -> tuple[Any, ...]:
+def _prefix(header: Tensor, where: str) -> tuple[Any, ...]:
     fields: tuple[Any, ...] = _PREFIX.unpack(bytes(header[: _PREFIX.size].numpy()))
     if fields[0] != _MAGIC:
-        raise WireError(f"Expected a header that begins with {_MAGIC!r}, found one that begins with {fields[0]!r}.")
+        raise WireError(
+            f"{where}: expected a header that begins with {_MAGIC!r}, found one that begins with {fields[0]!r}."
+        )
     if fields[1] != VERSION:
         raise WireError(
-            f"Expected a message of version {VERSION}, found {fields[1]}; install the same localize everywhere."
+            f"{where}: expected a message of version {VERSION}, found {fields[1]}; use one localize everywhere."
         )
     return fields
 
@@ -227,7 +234,7 @@ def decode(header: Header, payload: Tensor | None, device: torch.device | None =
     """
     if payload is not None and not torch.equal(payload[-_SEAL:], _seal(header.payload_bytes, header.checksum)):
         raise WireError(
-            f"Step {header.step}, edge {header.edge}: expected {header.payload_bytes} bytes of "
+            f"{place(header.step, header.edge)}: expected {header.payload_bytes} bytes of "
             f"{', '.join(map(str, header.tensors))}, found fewer: the payload is truncated."
         )
     tensors = []

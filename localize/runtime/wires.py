@@ -15,7 +15,7 @@ from localize.runtime.links import Inbox, Outbox
 from localize.runtime.messages import Message, Side, Upward
 from localize.runtime.placement import Placement
 from localize.runtime.ranks import Cause, Session
-from localize.runtime.wire import Edge, Envelope, Kind
+from localize.runtime.wire import Edge, Envelope, Kind, place
 
 _UP, _DOWN = 2, 3  # tags
 
@@ -77,7 +77,7 @@ class Wires:
         envelope = self._inboxes[source].get()
         if envelope.message is None or envelope.kind is not self._kind:
             raise WireError(
-                f"Step {self._step + 1}, edge {envelope.edge}: expected a message of {self._kind.name}, "
+                f"{place(self._step, envelope.edge)}: expected a message of {self._kind.name}, "
                 f"found {envelope.kind.name}."
             )
         return envelope.message
@@ -92,7 +92,7 @@ class Wires:
                 return
             if envelope.kind is not kind or not isinstance(envelope.message, Upward):
                 raise WireError(
-                    f"Step {envelope.step + 1}, edge {envelope.edge}: expected {kind.name}, found {envelope.kind.name}."
+                    f"{place(envelope.step, envelope.edge)}: expected {kind.name}, found {envelope.kind.name}."
                 )
             yield envelope.message, int(envelope.note["samples"])
 

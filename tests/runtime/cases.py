@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from localize import LocalModel, to_local
-from localize.runtime import checkpoint
+from localize.runtime import checkpoint, links
+from localize.runtime.messages import Feedback, Upward
 from localize.runtime.snapshot import Snapshot
+from localize.runtime.wire import Edge, Envelope, Kind, encode
 from localize.weights import weights_of
 from tests import zoo
 from tests.runtime import helpers
@@ -74,3 +79,73 @@ def same_as_sequential(model: str, method: str, parts: int, folder: str, epochs:
     assert snapshot.trainer["optimizers"] == one_snapshot.trainer["optimizers"]
     assert snapshot.about["step"] == one_snapshot.about["step"]
     return [rows, scores]
+
+
+# ------------------------------------------------------------------ failures
+
+
+def _message(error: BaseException) -> dict[str, str]:
+    return {"kind": type(error).__name__, "text": str(error)}
+
+
+def fails(method: str, parts: int, at: int, on: int, how: str) -> dict[str, str] | None:
+    """Trains until something goes wrong on one rank at a step (from 1); what each rank says of it."""
+    local, loader = small_model(method, parts)
+
+    def misbehave(step: int, reports: object) -> None:
+        if step == at and rank() == on:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise helpers.Interruption("something broke")
+
+    trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave)
+    try:
+        trainer.fit(loader, epochs=5)
+    except Exception as error:
+        return _message(error)
+    return None
+
+
+def distorted(what: str, at: int, method: str = "early_exit") -> dict[str, str] | None:
+    """Trains on two ranks; what the first sends at a step (from 1) is distorted on its way."""
+    local, loader = small_model(method, 2)
+    if rank() == 0:
+        links.encode = partial(_distorting, what, at - 1)  # type: ignore[assignment]
+    try:
+        helpers.trainer(local, executor="distributed", progress=False).fit(loader, epochs=5)
+    except Exception as error:
+        return _message(error)
+    return None
+
+
+def _distorting(what: str, at: int, envelope: Envelope) -> Any:
+    if envelope.step != at or not isinstance(envelope.message, Upward):
+        return encode(envelope)
+    ((name, value),) = envelope.message.stream.items()
+    target = envelope.message.target
+    match what:
+        case "dtype":
+            value = value.double()
+        case "axes":
+            value = value[..., None]
+        case "channels":
+            value = value[:, 1:]
+        case "name":
+            name = "elsewhere"
+        case "step":
+            envelope = replace(envelope, step=at + 1)
+        case "edge":
+            envelope = replace(envelope, edge=Edge(2, 3))
+        case "type":
+            return encode(replace(envelope, message=Feedback(target)))
+        case "kind":
+            envelope = replace(envelope, kind=Kind.EVAL, step=0)
+    header, rest, payload = encode(replace(envelope, message=Upward({name: value}, target)))
+    if what == "payload":
+        assert payload is not None
+        payload = payload[:-100]
+    elif what == "header":
+        header = header[:50]
+    elif what == "header dtype":
+        header = torch.randn(1000)
+    return header, rest, payload

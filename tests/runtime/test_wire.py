@@ -22,10 +22,12 @@ from localize.runtime.wire import (
     decode,
     decode_header,
     encode,
+    place,
     room_for,
 )
 
 EDGE = Edge(2, 3)
+WHERE = place(6, EDGE)
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool,
     torch.complex64,
@@ -36,8 +38,8 @@ def sent_and_received(envelope: Envelope) -> Envelope:
     """As over a transport: sizes come from the header alone."""
     header, rest, payload = encode(envelope)
     assert header.numel() == HEADER_BYTES
-    assert body_bytes(header) == (0 if rest is None else rest.numel())
-    known = decode_header(header, rest, envelope.edge)
+    assert body_bytes(header, WHERE) == (0 if rest is None else rest.numel())
+    known = decode_header(header, rest, WHERE)
     assert known.payload_bytes == (0 if payload is None else payload.numel())
     return decode(known, payload)
 
@@ -137,7 +139,7 @@ def test_the_message_is_a_copy() -> None:
     value = torch.ones(5)
     header, rest, payload = encode(Envelope(Kind.DATA, 1, EDGE, Feedback(value)))
     value.zero_()
-    back = decode(decode_header(header, rest, EDGE), payload).message
+    back = decode(decode_header(header, rest, WHERE), payload).message
     assert isinstance(back, Feedback)
     assert back.per_sample.sum() == 5
 
@@ -146,7 +148,7 @@ def test_a_body_larger_than_the_header_follows_it() -> None:
     stream = {f"a value with a long name {i}": torch.full((2,), float(i)) for i in range(200)}
     header, rest, _ = encode(Envelope(Kind.DATA, 1, EDGE, Upward(stream, None)))
     assert rest is not None
-    assert body_bytes(header) == rest.numel() > 0
+    assert body_bytes(header, WHERE) == rest.numel() > 0
     back = sent_and_received(Envelope(Kind.DATA, 1, EDGE, Upward(stream, None))).message
     assert isinstance(back, Upward)
     assert same(back.stream, stream)
@@ -160,8 +162,8 @@ def test_a_damaged_header_is_noticed(position: int, flip: int) -> None:
     used = int((header != 0).nonzero().max()) + 1
     header[position % used] ^= flip
     with pytest.raises(WireError):
-        body_bytes(header)
-        decode_header(header, rest, EDGE)
+        body_bytes(header, WHERE)
+        decode_header(header, rest, WHERE)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 40, 100])
@@ -169,32 +171,32 @@ def test_a_truncated_header_is_noticed(kept: int) -> None:
     header, rest, _ = encode(Envelope(Kind.DATA, 7, EDGE, Upward({"x": torch.ones(2, 3)}, torch.zeros(2))))
     header[kept:] = 0  # what a short send leaves of a buffer of zeros
     with pytest.raises(WireError):
-        decode_header(header, rest, EDGE)
+        decode_header(header, rest, WHERE)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 64, 320])
 def test_a_truncated_payload_is_noticed(kept: int) -> None:
     header, rest, payload = encode(Envelope(Kind.DATA, 7, EDGE, Upward({"x": torch.ones(10, 8)}, torch.ones(2))))
-    known = decode_header(header, rest, EDGE)
+    known = decode_header(header, rest, WHERE)
     assert payload is not None
     received = room_for(known)
     received[:kept] = payload[:kept]
-    with pytest.raises(WireError, match=r"Step 7, edge part 2 -> part 3: expected 392 bytes of x float32 \(10, 8\)"):
+    with pytest.raises(WireError, match=r"Step 8, edge part 2 -> part 3: expected 392 bytes of x float32 \(10, 8\)"):
         decode(known, received)
 
 
 def test_another_version_is_named() -> None:
     header, _, _ = encode(Envelope(Kind.EOS, 0, EDGE))
     header[4] += 1
-    with pytest.raises(WireError, match="Expected a message of version 1, found 2"):
-        body_bytes(header)
+    with pytest.raises(WireError, match="Step 7, edge part 2 -> part 3: expected a message of version 1, found 2"):
+        body_bytes(header, WHERE)
 
 
 def test_another_dtype_of_a_header_is_noticed() -> None:
     """A transport reinterprets bytes without a word: here a receiver is given random floats."""
     noise = torch.randn(HEADER_BYTES // 4).view(torch.uint8)
-    with pytest.raises(WireError, match="Expected a header that begins with"):
-        body_bytes(noise)
+    with pytest.raises(WireError, match="Step 7, edge part 2 -> part 3: expected a header that begins with"):
+        body_bytes(noise, WHERE)
 
 
 class _Odd:
@@ -202,7 +204,7 @@ class _Odd:
 
 
 def test_a_target_that_cannot_travel_says_so() -> None:
-    with pytest.raises(WireError, match="Step 3, edge part 2 -> part 3: a target holds a _Odd"):
+    with pytest.raises(WireError, match="Step 4, edge part 2 -> part 3: a target holds a _Odd"):
         encode(Envelope(Kind.DATA, 3, EDGE, Upward({}, (torch.ones(1), _Odd()))))
 
 

@@ -1,0 +1,47 @@
+"""Starts the ranks of a command on this machine; several machines are torchrun's business."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from localize.errors import PlacementError
+
+
+def launch(command: Sequence[str], processes: int, max_restarts: int = 0) -> int:
+    """Runs ``python -m command`` in so many processes that find each other; returns the exit status.
+
+    A process that dies takes the others with it; up to ``max_restarts`` times all are started anew, and go on from
+    the last checkpoint where there is one. The status is that of the first process that failed.
+
+    Raises:
+        PlacementError: fewer than one process.
+    """
+    if processes < 1:
+        raise PlacementError(f"{processes} processes cannot train anything; it takes at least 1.")
+    # Otherwise each process would take all cores; torchrun does the same.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a broken connection is told in our own words
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # likewise
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", *command)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return 0
