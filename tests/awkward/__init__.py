@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.awkward import (  # noqa: F401
     attention,
     caches,
+    calling,
     calls,
     channels,
     experts,
@@ -21,6 +22,7 @@ from tests.awkward import (  # noqa: F401
     state,
     structure,
     values,
+    weights,
 )
 from tests.awkward.base import TABLE, Awkward
 
