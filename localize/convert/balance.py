@@ -30,9 +30,7 @@ class CostTable:
     """
 
     def __init__(self, table: Tensor) -> None:
-        self.table = torch.full_like(table, math.inf, dtype=torch.float64)
-        below = torch.ones_like(table, dtype=torch.bool).tril(-1)
-        self.table[below] = table[below].to(torch.float64)
+        self.table = table.double().masked_fill(torch.ones_like(table, dtype=torch.bool).triu(), math.inf)
 
     @classmethod
     def of(cls, candidates: int, cost: Callable[[int, int], float]) -> CostTable:
@@ -82,10 +80,11 @@ def best_partition(
     weight = torch.tensor([0.0, *crossing, 0.0], dtype=torch.float64)
     total, highest = _start(costs), _start(costs)
     came_from: list[list[int]] = []
+    sums, maxima = torch.empty_like(table), torch.empty_like(table)
     for _ in range(parts):
-        sums = total.repeat(len(total), 1).masked_fill_(forbidden, math.inf)
-        least = sums.amin(1)
-        highest, origin = torch.maximum(highest, table).masked_fill_(sums > least[:, None], math.inf).min(1)
+        least = sums.copy_(total.expand_as(sums)).masked_fill_(forbidden, math.inf).amin(1)
+        torch.maximum(highest, table, out=maxima).masked_fill_(sums > least[:, None], math.inf)
+        highest, origin = maxima.min(1)
         total = least + weight
         came_from.append(origin.tolist())
     cuts, place = [], costs.candidates + 1
@@ -121,9 +120,9 @@ def lowest_maximum(costs: CostTable) -> float:
 
 def _lowest_maximum(costs: CostTable, parts: int) -> float:
     """The smallest possible cost of the most expensive of ``parts`` parts: the first pass."""
-    best = _start(costs)
+    best, work = _start(costs), torch.empty_like(costs.table)
     for _ in range(parts):
-        best = torch.maximum(best, costs.table).amin(1)
+        best = torch.maximum(best, costs.table, out=work).amin(1)
     return best[-1].item()
 
 

@@ -68,6 +68,8 @@ class _AsOnCpu(TorchDispatchMode):
             x, training = args[0], args[5]
             channels = x.shape[1] if training else 0
             return torch.empty_like(x), x.new_empty(channels), x.new_empty(channels)
+        if func is torch.ops.aten.relu.default:  # a decomposition too, and the most frequent one
+            return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,9 @@
-"""Forward floating-point operations of every operator that runs, a multiply-add counted as two."""
+"""Forward floating-point operations of every operator that runs, a multiply-add counted as two.
+
+What multiplies matrices, convolves or attends counts. Additions, activations, normalisations, pooling, lookups and
+Fourier transforms are 0, as they are in torch's own counts: their time is that of moving memory. A checkpointed
+block counts once, its forward; running it again is part of the backward.
+"""
 
 from __future__ import annotations
 
@@ -80,12 +85,13 @@ def _fused_attention(query: Tensor, key: Tensor, *args: Any, **_: Any) -> int:
     return 2 * (2 * n * t * d * d + 2 * n * s * d * d) + _attention(n * t, s, d)
 
 
+_BEFORE_MASK = 15  # arguments between the number of heads and the mask, which is a matrix but no weight
+
+
 def _fused_encoder_layer(src: Tensor, embed_dim: int, num_heads: int, *weights: Any, **_: Any) -> int:
     """``nn.TransformerEncoderLayer``'s fused inference kernel: its four weight matrices and the attention."""
     n, t, d = src.shape
-    matrices = [
-        w for w in weights if isinstance(w, Tensor) and w.dim() == 2 and d in w.shape and w.numel() >= d * d
-    ]
+    matrices = [w for w in weights[:_BEFORE_MASK] if isinstance(w, Tensor)]
     return _matrix_flops(n * t, matrices) + _attention(n * t, t, d)
 
 
@@ -97,6 +103,34 @@ def _add_matrix_vector(bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -
     return 2 * a.numel()
 
 
+def _add_batched(bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """``addbmm``: the sum over N of (N, T, D) times (N, D, S)."""
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _bilinear(x: Tensor, weight: Tensor, y: Tensor, *_: Any, **__: Any) -> int:
+    """``nn.Bilinear``: (N, I) and (N, J) with weights (O, I, J). First N·O·I·J multiply-adds, then N·O·J."""
+    outputs, i, j = weight.shape
+    return 2 * x.shape[0] * outputs * j * (i + 1)
+
+
+def _grouped(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """``grouped_mm`` of experts: every row (or column, or both) of one meets one group of the other."""
+    groups = a.shape[0] if a.dim() > b.dim() else 1
+    return 2 * a.numel() // groups * b.shape[-1]
+
+
+def _distances(x: Tensor, y: Tensor, *_: Any, **__: Any) -> int:
+    """``cdist`` of (…, P, D) and (…, R, D): a multiply-add for each of the D differences of each pair."""
+    samples = math.prod(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
+    return 2 * samples * x.shape[-2] * y.shape[-2] * x.shape[-1]
+
+
+def _sparse(bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """A sparse matrix times a dense one: what is stored of it, times every column."""
+    return 2 * a._nnz() * b.shape[-1]
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: _mkldnn_rnn,
     aten._cudnn_rnn: _cudnn_rnn,
@@ -104,5 +138,11 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     aten._transformer_encoder_layer_fwd: _fused_encoder_layer,
     aten.mv: _matrix_vector,
     aten.dot: _matrix_vector,
+    aten.vdot: _matrix_vector,
     aten.addmv: _add_matrix_vector,
+    aten.addbmm: _add_batched,
+    aten._trilinear: _bilinear,
+    aten._grouped_mm: _grouped,
+    aten._cdist_forward: _distances,
+    aten._sparse_addmm: _sparse,
 }
