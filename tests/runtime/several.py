@@ -115,7 +115,7 @@ def _serve(order: dict[str, Any]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     # What the first conversion imports, no case has to; no backward pass runs here, which a fork would not survive.
-    importlib.import_module("tests.runtime.cases").small_model("bp", 2)
+    importlib.import_module("tests.runtime.cases").made("mixed", "bp", 2)
     for line in sys.stdin:
         answer = json.dumps(_serve(json.loads(line)))
         os.write(1, answer.encode() + b"\n")

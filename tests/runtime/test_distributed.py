@@ -1,0 +1,188 @@
+"""Several processes are one: the same bits, the same history, and one reason when something goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import localize
+from tests.runtime.cases import METHODS, made
+from tests.runtime.helpers import trainer
+from tests.runtime.several import Several
+
+CASES = "tests.runtime.cases:"
+RANKS = (2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[Several]:
+    processes = Several()
+    yield processes
+    processes.close()
+
+
+def is_one(several: Several, folder: Path, model: str, method: str, ranks: int, **options: Any) -> None:
+    found = several.results(
+        f"{CASES}same_as_sequential", ranks, model=model, method=method, parts=4, folder=str(folder), **options
+    )
+    assert all(other == found[0] for other in found)  # history and scores
+
+
+# ------------------------------------------------------------------ the same bits
+
+
+@pytest.mark.parametrize(("method", "ranks"), [(m, RANKS[i % 3]) for i, m in enumerate(sorted(METHODS))])
+def test_many_processes_are_one(several: Several, tmp_path: Path, method: str, ranks: int) -> None:
+    """Weights, buffers, optimizer state, history and scores after 21 steps: batch norm, dropout, skips, ragged."""
+    is_one(several, tmp_path, "mixed", method, ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("model", ["mixed", "cnn", "dropouts", "long_skip", "residual", "encoder", "channels_last"])
+def test_many_processes_are_one_all_over(
+    several: Several, tmp_path: Path, model: str, method: str, ranks: int
+) -> None:
+    is_one(several, tmp_path, model, method, ranks)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_grad_norm": 0.1}, {"precision": "bf16"}, {"precision": "fp16"}, {"on_nonfinite": "skip"}],
+    ids=str,
+)
+def test_with_options_too(several: Several, tmp_path: Path, options: dict[str, Any]) -> None:
+    is_one(several, tmp_path, "mixed", "early_exit", 2, epochs=1, **options)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize(
+    ("method", "before", "after"),
+    [("lct", 2, 3), ("early_exit", 4, 1), ("nwise", 1, 2)],
+    ids=["2 ranks, then 3", "4 ranks, then one process", "one process, then 2 ranks"],
+)
+def test_a_checkpoint_is_read_by_any_number_of_ranks(
+    several: Several, tmp_path: Path, method: str, before: int, after: int
+) -> None:
+    def run(ranks: int, folder: str, stop: int | None = None) -> Any:
+        executor = "sequential" if ranks == 1 else "distributed"
+        where = str(tmp_path / folder)
+        return several.results(
+            f"{CASES}runs", ranks, method=method, parts=4, executor=executor, folder=where, stop=stop
+        )[0]
+
+    assert run(before, "interrupted", stop=11) is None
+    state = localize.runtime.checkpoint.load(tmp_path / "interrupted")
+    assert state is not None
+    assert state.about["step"] == 8
+    assert run(after, "interrupted") == run(1, "whole")
+
+
+def test_nothing_but_checkpoints_is_left(several: Several, tmp_path: Path) -> None:
+    several.results(f"{CASES}runs", 2, method="bp", parts=2, executor="distributed", folder=str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000020", "step-00000021"]
+    newest = sorted(path.name for path in (tmp_path / "step-00000021").iterdir())
+    assert newest == [
+        "optimizer-1-of-2.safetensors", "optimizer-2-of-2.safetensors", "state.json", "trainer-1-of-2.pt",
+        "trainer-2-of-2.pt", "weights-1-of-2.safetensors", "weights-2-of-2.safetensors",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("gather", ["first", "all", "none"])
+def test_a_rank_holds_its_own_parts_only(several: Several, tmp_path: Path, gather: str) -> None:
+    folder = tmp_path / "saved"
+    found = several.results(f"{CASES}holdings", 3, parts=4, gather=gather, folder=str(folder))
+    for rank, each in enumerate(found):
+        assert sorted(each["during"]) == sorted(each["own"])
+        assert len(each["during"]) < len(each["all"])
+        whole = gather == "all" or (gather == "first" and rank == 0)
+        assert sorted(each["after"]) == sorted(each["all"] if whole else each["own"])
+        assert each["same object"]
+        assert each["trainable"]
+    assert sorted(n for each in found for n in each["own"]) == sorted(found[0]["all"])
+    assert [n for each in found for n in each["reported"]] == ["1", "2", "3", "4"]
+    if gather == "first":
+        model = made("mixed", "al", 4)[0].to_standard()
+        assert len(localize.load(folder, model).parts) == 4
+
+
+# ------------------------------------------------------------------ failures
+
+
+@pytest.mark.parametrize(
+    ("method", "on", "how"),
+    [("early_exit", 1, "raise"), ("bp", 2, "raise"), ("early_exit", 0, "raise"), ("early_exit", 1, "kill"),
+     ("bp", 2, "kill"), ("early_exit", 0, "kill")],
+)  # fmt: skip
+def test_all_stop_when_one_fails_and_say_which(several: Several, method: str, on: int, how: str) -> None:
+    found = several.run(f"{CASES}fails", 3, method=method, parts=3, at=5, on=on, how=how)
+    reason = "the process is gone" if how == "kill" else "Interruption: something broke"
+    for rank, answer in enumerate(found):
+        if rank == on:
+            assert answer["status"] == (-9 if how == "kill" else 0)
+            continue
+        assert answer["result"]["kind"] == "Stopped", answer
+        assert f"because of rank {on} (part {on + 1} of 3) at step" in answer["result"]["text"]
+        assert reason in answer["result"]["text"]
+        assert answer["seconds"] < 20
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("dtype", "as float32 with 2 axes, as before, found"),
+        ("axes", "as float32 with 2 axes, as before, found"),
+        ("name", "expected the values"),
+        ("step", "expected step 3, found step 4"),
+        ("edge", "expected a message of part 1 -> part 2, found one of part 2 -> part 3"),
+        ("type", "expected upward, found feedback"),
+        ("kind", "expected DATA, found EVAL"),
+        ("payload", "the payload is truncated"),
+        ("header", "expected a header with its checksum, found a damaged or truncated one"),
+        ("header dtype", "expected a header that begins with"),
+    ],
+)
+def test_what_is_not_the_next_message_is_refused(several: Several, what: str, said: str) -> None:
+    first, second = several.results(f"{CASES}distorted", 2, what=what, at=3)
+    assert second["kind"] == "WireError"
+    assert said in second["text"]
+    assert "edge part 1 -> part 2:" in second["text"]
+    assert first["kind"] == "Stopped"
+    assert said in first["text"]
+
+
+@pytest.mark.parametrize("what", ["method", "cuts", "seed"])
+def test_ranks_that_were_given_different_things_do_not_start(several: Several, what: str) -> None:
+    for answer in several.results(f"{CASES}unlike", 2, what=what):
+        assert answer["kind"] == "PlacementError"
+        assert "The ranks do not train the same" in answer["text"]
+        assert f"{what} is " in answer["text"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "said"),
+    [
+        (2, {}, "There are 3 ranks for 2 parts; start 2 processes, or convert with parts=3."),
+        (3, {"precision": "fp16"}, "use precision='bf16'"),
+    ],
+)
+def test_what_cannot_be_placed_says_what_can(
+    several: Several, parts: int, options: dict[str, Any], said: str
+) -> None:
+    for answer in several.results(f"{CASES}refused", 3, parts=parts, **options):
+        assert answer["kind"] == "PlacementError"
+        assert said in answer["text"]
+
+
+def test_without_torchrun_it_says_how_to_start() -> None:
+    with pytest.raises(localize.errors.PlacementError, match="torchrun --nproc-per-node"):
+        trainer(made("mixed", "bp", 2)[0], executor="distributed")
