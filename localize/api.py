@@ -95,10 +95,12 @@ def to_local(
         traced = trace(model, call.args, call.kwargs)
         planner = Planner(traced, rule, balance, wanted, loss)
         layout = planner.choose(parts, cuts, memory_budget_bytes)
+        layout_notes = notes + layout.plan.notes
         pieces, signature = split(traced, layout.cuts), traced.signature
         if verify:
-            verify_parts(model, pieces, signature, traced.example, traced.reassigned, layout.plan.batch_axis)
-        plan, found, logits = replace(layout.plan, notes=notes + layout.plan.notes), planner.task, planner.logits
+            axis, exact = layout.plan.batch_axis, not traced.rerouted
+            layout_notes += verify_parts(model, pieces, signature, traced.example, axis, exact)
+        plan, found, logits = replace(layout.plan, notes=layout_notes), planner.task, planner.logits
         hidden = hidden_specs(rule, plan, logits)
     heads = graft(rule, pieces, hidden, logits, found, *kind_of(model))
     for remark in plan.notes:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from localize import ConfigError, TaskError, TraceError, get_method, list_methods, to_local
-from localize.convert.verify import compare
+from localize.convert.compare import outputs_differ
 from localize.heads.base import Method, TaskHead
 
 
@@ -276,9 +276,9 @@ def test_a_loss_of_one_s_own_rescues_an_unusual_output():
 
 
 def test_nan_is_not_zero_to_the_comparison():
-    assert compare(torch.tensor([float("nan")]), torch.tensor([0.0])) is not None
-    assert compare(torch.tensor([float("inf")]), torch.tensor([3.4028234663852886e38])) is not None
-    assert compare(torch.tensor([float("nan")]), torch.tensor([float("nan")])) is None
+    assert outputs_differ(torch.tensor([float("nan")]), torch.tensor([0.0])) is not None
+    assert outputs_differ(torch.tensor([float("inf")]), torch.tensor([3.4028234663852886e38])) is not None
+    assert outputs_differ(torch.tensor([float("nan")]), torch.tensor([float("nan")])) is None
 
 
 BAD_TARGETS = {

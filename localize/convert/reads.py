@@ -12,7 +12,7 @@ from localize.convert.leaves import LeafPolicy, is_library
 from localize.convert.numbers import Origin
 from localize.convert.obstacle import Remedy, user_location
 from localize.convert.quirks import chooses_mask
-from localize.convert.sizes import plain
+from localize.convert.sizes import plain, recorded
 from localize.convert.values import check_value, is_guardable
 from localize.convert.writer import GraphWriter
 
@@ -58,21 +58,23 @@ class Reads:
         value = func(*plain(args), **plain(kwargs))
         if origin is Origin.CONSTANT:
             return value
+        if name == "item" and type(value) is int:
+            node = self._writer.create("call_method", name, (nodes[0],))
+            node.meta["number"] = True
+            return recorded(value, self._writer.numbers, node)
         can_guard = is_guardable(value) and hasattr(Tensor, name) and name != "__format__"
         if origin is Origin.SIZE and isinstance(value, bool | int | float):
             return self._guarded(value, name, args, kwargs)
-        if can_guard and self._guards_here(name, value):
+        if can_guard and self._guards_here(name):
             self._policy.guarded.setdefault(user_location(), name)
             return self._guarded(value, name, args, kwargs)
         remedy = Remedy.GUARD if can_guard else Remedy.WHOLE
         raise self._writer.obstacle(f"Python depends on a tensor's values ({name})", remedy)
 
-    def _guards_here(self, name: str, value: Any) -> bool:
+    def _guards_here(self, name: str) -> bool:
         """Whether a decision on values is checked at run time instead of being kept in one piece."""
         if chooses_mask(user_location()):
-            if not value:  # the way that is right for every mask can be taken, without a check
-                raise self._writer.obstacle("a mask is looked at", Remedy.GENERAL)
-            return True
+            raise self._writer.obstacle("a mask is looked at", Remedy.GENERAL)
         # torch's own containers only look at masks, to choose a kernel; the masks are the same at every call.
         by_torch = name == "__bool__" and is_library(self._module_at(self._writer.scope))
         return by_torch or self._policy.guards(self._writer.scope)

@@ -234,7 +234,7 @@ class _Session:
             example=tuple(self._leaves),
             extras={name: value for name, value in self._extras.values.items() if name in used},
             notes=self._notes(agree),
-            reassigned=tuple(sorted(self._reassigned)),
+            rerouted=self._general,
         )
 
     def _notes(self, agree: bool) -> list[str]:
@@ -246,6 +246,10 @@ class _Session:
             f"decides on values at {where} ({reader}): checked at every call"
             for where, reader in self._policy.guarded.items()
         ]
+        if self._reassigned:
+            notes.append(f"sets {', '.join(sorted(self._reassigned))}: parts do not, and no call was seen to need it")
+        if self._general:
+            notes.append("attention masks are always built, which is right for every batch")
         return notes if agree else [*notes, "train and eval mode do different things: two graphs"]
 
 

@@ -43,6 +43,8 @@ class SideEffects:
             target = f"{path}.{name}" if path else name
             if not self.settled:
                 raise Obstacle(f"it sets its own attribute {name!r}", path, "its forward", Remedy.SETTLE)
+            if _is_buffer(module, name, old, new) and new.is_set_to(old):
+                continue  # ``self.buffer = self.buffer.to(x.device)``
             if _is_buffer(module, name, old, new):
                 self._rebind(writer, target, path, name, old, new)
             elif _is_harmless(old, new, writer):

@@ -39,7 +39,7 @@ class TracedModel:
     example: tuple[Tensor, ...]  # the input leaves of the example, in placeholder order
     extras: dict[str, Any] = field(default_factory=dict)  # helper modules and constant tensors, by target
     notes: list[str] = field(default_factory=list)
-    reassigned: tuple[str, ...] = ()  # attributes that the root's forward sets on the model, which graphs do not
+    rerouted: bool = False  # a library was told that it is traced: equal to the model up to rounding
 
     def __post_init__(self) -> None:
         # A graph may have renamed an input (one called `input`, say): its names are the ones values travel under.
