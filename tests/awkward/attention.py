@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.awkward.base import C, D, T, everything, generator, root, sequences
+from tests.awkward.base import C, D, T, generator, root, sequences
 
 
 def masked(batch: int, seed: int, length: int = T) -> dict[str, Tensor]:
@@ -16,7 +16,7 @@ def masked(batch: int, seed: int, length: int = T) -> dict[str, Tensor]:
     return {"x": x, "padding": torch.arange(length)[None] >= lengths[:, None]}
 
 
-@root(masked, loss=everything)
+@root(masked)
 class AttentionWeights(nn.Module):
     """``need_weights``, a causal mask, a padding mask; the weights are returned."""
 

@@ -85,7 +85,7 @@ class UnusedInput(Layers):
         return self.last(torch.relu(self.b(torch.relu(self.a(x)))))
 
 
-@root(loss=everything)
+@root()
 class DictOutput(Layers):
     """A nested dictionary comes out, with tensors, numbers and None."""
 
@@ -102,7 +102,7 @@ class Result:
     aux: Tensor | None = None
 
 
-@root(loss=everything)
+@root()
 class DataclassOutput(Layers):
     """A dataclass that pytree does not know comes out."""
 
@@ -116,7 +116,7 @@ class Pair(NamedTuple):
     hidden: tuple[Tensor, ...] = ()
 
 
-@root(loss=everything)
+@root()
 class NamedTupleOutput(Layers):
     """A named tuple comes out, from a block and from the root."""
 
@@ -153,7 +153,7 @@ class Output(OrderedDict[str, Any]):
         return tuple(self.values())
 
 
-@root(loss=everything)
+@root()
 class OrderedOutput(Layers):
     """An OrderedDict of its own kind comes out of blocks and of the root."""
 
@@ -176,7 +176,7 @@ class OrderedOutput(Layers):
         return Output(logits=self.last(second[0]), loss=None, scores=(first["scores"], second[1]))
 
 
-@root(loss=everything)
+@root()
 class ListOutput(Layers):
     """A list of logits of several heads, made in a loop."""
 
@@ -201,7 +201,7 @@ class ScalarOutput(Layers):
         return x.logsumexp(1).mean(), x.shape[0] + 1, x.shape
 
 
-@root(loss=everything, refused="values", guarded="value")
+@root(refused="values", guarded="value")
 class PythonFloatOutput(Layers):
     """A Python number that follows from values is returned beside the logits."""
 
@@ -256,7 +256,7 @@ class IntFromBlock(Layers):
         return self.last(torch.relu(self.b(x)) / batch * (1.0 * positive))
 
 
-@root(loss=everything)
+@root()
 class InputReturned(Layers):
     """An input is returned as it is, beside a part of a parameter and a constant."""
 
@@ -265,7 +265,7 @@ class InputReturned(Layers):
         return y, x, self.last.weight[0], DEFAULT
 
 
-@root(loss=everything)
+@root()
 class SameTensorTwice(Layers):
     """The same tensor comes out twice, and through Identity."""
 

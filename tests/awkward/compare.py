@@ -33,7 +33,7 @@ def compare(what: str, expected: Any, found: Any) -> None:
         if expected != found and expected == expected:
             raise Wrong(f"{what} is {found!r} instead of {expected!r}")
     elif not isinstance(expected, nn.Module) and not callable(expected) and hasattr(expected, "__dict__"):
-        compare(what, vars(expected), vars(found))
+        compare(what, dict(sorted(vars(expected).items())), dict(sorted(vars(found).items())))
 
 
 def _tensors(what: str, expected: Tensor, found: Tensor) -> None:

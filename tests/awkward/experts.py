@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.awkward.base import C, D, block, everything, root
+from tests.awkward.base import C, D, block, root
 
 
 class Experts(nn.Module):
@@ -55,7 +55,7 @@ class ExpertsHit(Experts):
         return out
 
 
-@root(loss=everything)
+@root()
 class ExpertsAtRoot(Experts):
     """Dense routing in the root, all experts run; the load is returned beside the logits."""
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.awkward.base import C, D, Layers, block, everything, root
+from tests.awkward.base import C, D, Layers, block, root
 
 
 class Inner(nn.Module):
@@ -50,7 +50,7 @@ class TrainingBranches(Layers):
         return self.last(torch.relu(x)) if not self.a.training else self.last(torch.tanh(x))
 
 
-@root(loss=everything)
+@root()
 class AuxiliaryHead(Layers):
     """Another type of output in train mode."""
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import (
     unpad_sequence,
 )
 
-from tests.awkward.base import C, D, T, everything, generator, root, sequences
+from tests.awkward.base import C, D, T, generator, root, sequences
 
 
 @root(sequences)
@@ -41,7 +41,7 @@ def with_state(batch: int, seed: int, length: int = T) -> dict[str, Any]:
     return {"x": x, "state": (state, state * 0.5)}
 
 
-@root(with_state, loss=everything)
+@root(with_state)
 class StatesGoRound(nn.Module):
     """Takes the states and returns the new ones."""
 
