@@ -221,8 +221,11 @@ def pull(stage: Stage, work: Work, grads: Stream, own: Tensor | None, flow: Flow
     trained = stage.parameters("part") if flow.trains else []
     wanted = [*leaves.values(), *trained]
     if wanted:
-        keep = flow is not stage.flows[-1]
-        torch.autograd.backward(values, cotangents, retain_graph=keep, inputs=wanted)
+        # All leaves of the graph, unless this flow only passes through or ends here. Named only then: re-entrant
+        # checkpoints inside the part do not work where they are named.
+        ends_here = flow.down is None and any(leaf.requires_grad for leaf in taken.values())
+        named = None if flow.trains and not ends_here else wanted
+        torch.autograd.backward(values, cotangents, retain_graph=flow is not stage.flows[-1], inputs=named)
     for name, leaf in leaves.items():
         if leaf.grad is not None:
             passed[name], leaf.grad = leaf.grad, None
