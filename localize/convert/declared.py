@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from localize.convert.first_layer import BATCH
 
 _LENGTH = 16  # tokens
+_DECODER_LENGTH = 12  # another: the tokens of an encoder are not those that are predicted
 _SECOND = 16000  # samples of sound
 _GENERATOR_SEED = 0
 _COMPANIONS: tuple[tuple[str, ...], ...] = ((), ("decoder_input_ids",), ("pixel_values",), ("input_ids",))
@@ -146,8 +147,10 @@ def _setting(configs: Sequence[Any], *names: str) -> Any:
 def _by_name(name: str, configs: Sequence[Any]) -> Iterator[Tensor]:
     """Values for a forward's argument of this name, as transformers calls them."""
     match name:
-        case "input_ids" | "decoder_input_ids":
-            yield _ids(configs)
+        case "input_ids":
+            yield _ids(configs, _LENGTH)
+        case "decoder_input_ids":
+            yield _ids(configs, _DECODER_LENGTH)
         case "pixel_values":
             yield from _pixels(configs)
         case "pixel_values_videos":
@@ -167,12 +170,12 @@ def _by_name(name: str, configs: Sequence[Any]) -> Iterator[Tensor]:
             yield _noise(BATCH, _LENGTH, _setting(configs, "d_model"))
 
 
-def _ids(configs: Sequence[Any]) -> Tensor:
+def _ids(configs: Sequence[Any], wanted: int) -> Tensor:
     """Token ids (N, T): all different where the vocabulary is large enough, none of them the padding, and the end
     of the text at the end."""
     vocabulary = int(_setting(configs, "vocab_size") or 100)
     longest = _setting(configs, "max_position_embeddings", "n_positions")
-    length = min(_LENGTH, longest) if isinstance(longest, int) and longest > 2 else _LENGTH
+    length = min(wanted, longest) if isinstance(longest, int) and longest > 2 else wanted
     special = {_setting(configs, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     plain = [i for i in range(min(vocabulary, 4 * _LENGTH)) if i not in special] or [0]
     ids = torch.tensor([plain[i % len(plain)] for i in range(BATCH * length)]).view(BATCH, length)

@@ -87,15 +87,16 @@ class NWise(Method):
         check_hidden(site, self.name)
         kind = self.head
         if kind == "auto":
-            kind = "conv" if is_map(site.hidden) else "linear"
+            kind = "conv" if is_map(site.hidden) and site.task.kind != "causal_lm" else "linear"
         if kind == "linear":
             net = linear_exit(site, self.name, max_features=8192, token_pool=self.token_pool)
             return ExitHead(site, net)
         if kind == "transformer":
             return ExitHead(site, self._transformer(site))
-        if not is_map(site.hidden):
+        if not is_map(site.hidden) or site.task.kind == "causal_lm":
             instead = "Use nwise with head='linear' or 'auto'."
-            raise site.error(self.name, f"head={kind!r} needs a map (N, C, H, W)", instead)
+            problem = f"head={kind!r} needs a map (N, C, H, W), and a task that predicts no tokens"
+            raise site.error(self.name, problem, instead)
         return ExitHead(site, _conv(site, self.name) if kind == "conv" else _mlp_sr(site, self.name))
 
     def _transformer(self, site: HeadSite) -> nn.Module:

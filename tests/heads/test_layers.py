@@ -8,6 +8,7 @@ from torch import nn
 from localize.errors import MethodError
 from localize.heads.layers import Resize, check_hidden, conv_block, linear_exit
 from localize.heads.pooling import AverageTo, PooledVector, PoolTo, as_map, pool_sizes
+from localize.heads.registry import get_method
 from localize.spec import TensorSpec
 from localize.task import Task
 from tests.heads.sites import CLASSES, make_site
@@ -181,3 +182,50 @@ def test_hidden_states_no_head_can_stand_on(changes, words):
         check_hidden(make_site(number=2, parts=4, **changes), "scpl")
     assert "'scpl', part 2 of 4" in str(error.value)
     assert "bp" in str(error.value)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_tokens_of_a_recurrent_layer_are_read_by_their_final_state(kind, directions, axis):
+    rnn = kind(3, 4, bidirectional=directions == 2, batch_first=axis == 0)
+    tokens, state = rnn(torch.randn((2, 5, 3) if axis == 0 else (5, 2, 3)))
+    state = state[0] if isinstance(state, tuple) else state
+    final = "both" if directions == 2 else "last"
+    spec = TensorSpec(tuple(tokens.shape), batch_axis=axis, layout="tokens", final=final)
+    assert torch.equal(PooledVector(spec)(tokens), torch.cat(list(state), 1))
+    assert torch.equal(PooledVector(spec, token_pool="mean")(tokens), tokens.mean(1 - axis))
+
+
+@pytest.mark.parametrize(("how", "expected"), [("first", 0), ("last", 6)])
+def test_one_token_may_stand_for_all(how, expected):
+    tokens = torch.randn(2, 7, 10)
+    reduce = PooledVector(TensorSpec((2, 7, 10), layout="tokens"), token_pool=how)
+    assert torch.equal(reduce(tokens), tokens[:, expected])
+
+
+@pytest.mark.parametrize("method", ["scpl", "al", "nwise", "lct", "early_exit", "joint"])
+def test_every_method_with_heads_has_token_pools(method):
+    site = make_site(shape=(2, 5, 8), layout="tokens")
+    hidden = torch.randn(3, 5, 8)
+    other = hidden.clone()
+    other[:, 1:] += 1
+    for how, same in (("first", True), ("last", False), ("mean", False)):
+        head = get_method(method, token_pool=how).build_head(site).eval()
+        target = torch.tensor([0, 1, 0])
+        assert torch.allclose(head(hidden, target).loss, head(other, target).loss) is same
+    with pytest.raises(MethodError, match="token_pool='cls' is none of"):
+        get_method(method, token_pool="cls")
+
+
+def test_tokens_that_are_not_those_of_the_output_are_refused():
+    """The tokens of an encoder were taken for those that the decoder predicts."""
+    site = make_site(shape=(2, 7, 6), layout="tokens", task=Task("causal_lm", CLASSES))
+    with pytest.raises(MethodError, match=r"7 tokens, and the model's output .* has 5"):
+        linear_exit(site, "early_exit")
+
+
+def test_maps_of_other_dimensions_than_the_output_are_refused():
+    site = make_site(shape=(2, 6, 3, 4, 4), layout="map", task=Task("segmentation", CLASSES))
+    with pytest.raises(MethodError, match="segmentation head needs a map"):
+        linear_exit(site, "early_exit")

@@ -169,3 +169,36 @@ def test_regression_exits_have_the_output_s_shape():
     head = EarlyExit().build_head(make_site(task=Task("regression")))
     assert head(torch.randn(3, 8), torch.randn(3, 4)).logits.shape == (3, 4)
     assert head.example_target(3, "cpu").shape == (3, 4)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_transformer_heads_of_language_models_do_not_look_ahead(axis):
+    shape = (2, 5, 8) if axis == 0 else (5, 2, 8)
+    site = make_site(shape=shape, layout="tokens", task=Task("causal_lm", CLASSES), batch_axis=axis)
+    head = NWise(head="transformer").build_head(site).eval()
+    hidden = torch.randn(shape)
+    later = hidden.clone()
+    later.select(1 - axis, 3).add_(1)
+    with torch.no_grad():
+        one, other = head.net(hidden), head.net(later)
+    assert one.shape == (2, 5, CLASSES)
+    torch.testing.assert_close(one[:, :3], other[:, :3])
+    assert not torch.allclose(one[:, 3:], other[:, 3:])
+    assert [type(m).__name__ for m in head.net].count("TransformerBlocks") == 1
+    assert len(head.net[1].blocks) == 2
+
+
+def test_transformer_heads_of_classifiers_look_everywhere():
+    site = make_site(shape=(2, 5, 6), layout="tokens")  # 4 attention heads do not divide 6
+    head = NWise(head="transformer", token_pool="first").build_head(site).eval()
+    hidden = torch.randn(2, 5, 6)
+    later = hidden.clone()
+    later[:, 4] += 1
+    assert head.net(hidden).shape == (2, CLASSES)
+    assert not torch.allclose(head.net(hidden), head.net(later))
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("map", (2, 8, 4, 4)), ("vector", (2, 8))])
+def test_transformer_heads_need_tokens(layout, shape):
+    with pytest.raises(MethodError, match="needs tokens"):
+        NWise(head="transformer").build_head(make_site(shape=shape, layout=layout))
