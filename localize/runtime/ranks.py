@@ -19,12 +19,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from localize.errors import LocalizeError, PlacementError, WireError
 
 _POLL_S = 0.25  # how often a waiting rank looks for a failure elsewhere
 _GRACE_S = 2.0  # how long one whose neighbour is gone waits for that neighbour's reason
 _FOREVER = timedelta(days=30)  # a rank may wait long for data; that another one is gone it learns otherwise
+_START = timedelta(minutes=10)  # for all ranks to appear
 _ABORT = "abort"
 _LONGEST = 1000  # characters of a reason
 T = TypeVar("T")
@@ -83,7 +85,11 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun started this process anew after a failure (``--max-restarts``)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+    return _attempt() > 0
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def join() -> Ranks:
@@ -101,7 +107,7 @@ def join() -> Ranks:
             "script.py`, or use `localize train … --nproc-per-node K`."
         )
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_FOREVER)
+        _start_group()
     group = dist.new_group(backend="gloo", timeout=_FOREVER)
     assert isinstance(group, dist.ProcessGroup)
     store = dist.distributed_c10d._get_default_store()
@@ -112,6 +118,14 @@ def join() -> Ranks:
 def _launcher_keeps_store() -> bool:
     """Whether the store outlives all ranks; else the first rank keeps it."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _start_group() -> None:
+    # After a restart the launcher's store still holds where the processes before this one listened, and torch would
+    # connect to those: each attempt gets keys of its own.
+    store, rank, count = next(rendezvous("env://", timeout=_START))
+    prefixed = PrefixStore(f"localize/attempt/{_attempt()}", store)
+    dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=count, timeout=_START)
 
 
 class Session:
