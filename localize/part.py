@@ -43,6 +43,7 @@ class Route:
     hidden: Program | None = None
     classifier: Program | None = None
     hidden_name: str = ""  # of the representation that ``hidden`` makes
+    constant: frozenset[str] = frozenset()  # of what comes from below: values no gradient is wanted of, masks say
 
 
 class Part(nn.Module):

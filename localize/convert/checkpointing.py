@@ -40,7 +40,7 @@ def is_checkpointed(module: nn.Module) -> bool:
     frame: FrameType | None = sys._getframe(2)  # past ``call_module``
     while frame is not None:
         filename = frame.f_code.co_filename
-        if filename == _TORCH:
+        if filename == _TORCH and frame.f_code.co_name in ("checkpoint", "_checkpoint_impl"):
             return True
         if filename == _RECORDER and frame.f_code.co_name == "_enter":
             return False

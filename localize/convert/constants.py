@@ -34,6 +34,21 @@ class Constants:
         return False
 
 
+    def holds_module(self, module: nn.Module) -> bool:
+        """Whether ``module`` is, or is inside of, what a module or class keeps in a plain attribute, list or dict."""
+        kept = (item for place in self._places for value in list(place.values()) for item in _one_level(value))
+        return any(module in top.modules() for top in kept if isinstance(top, nn.Module))
+
+
+def _one_level(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        yield from value
+    elif isinstance(value, dict):
+        yield from value.values()
+    else:
+        yield value
+
+
 def _outer_variables(frame: FrameType) -> Iterator[Tensor]:
     """Tensors that a function on the stack sees without having made them."""
     yield from _tensors(frame.f_globals.values())

@@ -12,6 +12,7 @@ from localize.convert.leaves import LeafPolicy, is_library
 from localize.convert.numbers import Origin
 from localize.convert.obstacle import Remedy, user_location
 from localize.convert.quirks import chooses_mask
+from localize.convert.settings import Settings
 from localize.convert.sizes import plain, recorded
 from localize.convert.values import check_value, is_guardable
 from localize.convert.writer import GraphWriter
@@ -22,8 +23,10 @@ _HARMLESS_SETS = frozenset({"requires_grad"})
 class Reads:
     """Answers what Python asks of a tensor, and notes in the graph what has to be noted."""
 
-    def __init__(self, writer: GraphWriter, policy: LeafPolicy, module_at: Callable[[str], nn.Module]) -> None:
-        self._writer, self._policy, self._module_at = writer, policy, module_at
+    def __init__(
+        self, writer: GraphWriter, policy: LeafPolicy, settings: Settings, module_at: Callable[[str], nn.Module]
+    ) -> None:
+        self._writer, self._policy, self._settings, self._module_at = writer, policy, settings, module_at
 
     def access(self, func: Any, name: str, args: Any) -> Any:
         """A property of a tensor is read or set."""
@@ -36,6 +39,8 @@ class Reads:
         value = func(*args)
         if attribute == "shape":
             return self._writer.numbers.sizes(tensor, "size", value)
+        if attribute == "dtype" and tensor.is_floating_point():
+            self._settings.reads_dtype = True
         if attribute == "device":
             return self._writer.numbers.device(tensor, value)
         if not isinstance(value, Tensor) or value is tensor:

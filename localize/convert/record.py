@@ -24,7 +24,9 @@ from localize.convert.modes import Extras, merge_aliases, same_graph
 from localize.convert.obstacle import Obstacle, Remedy, describe_scope
 from localize.convert.quirks import traced
 from localize.convert.recorder import Recorder
+from localize.convert.refusals import refused
 from localize.convert.restore import RandomState, lazy_parameters, preserved
+from localize.convert.settings import Settings, check_of
 from localize.convert.side_effects import SideEffects
 from localize.convert.sizes import RecordedInt, sized_builtins
 from localize.convert.traced import TracedModel
@@ -77,6 +79,7 @@ def _check(model: nn.Module) -> None:
 class _Recording:
     graph: fx.Graph
     output: OutputStructure
+    settings: Settings
 
 
 class _Session:
@@ -94,6 +97,7 @@ class _Session:
         self._general = False  # libraries are told that they are traced
         self._restarts = 0
         self._settled = ExitStack()
+        self._original = {id(module): dict(vars(module)) for module in model.modules()}
 
     def record(self, training: bool) -> _Recording:
         """Runs the model once in one mode. Whatever happens, the model is as before."""
@@ -116,15 +120,18 @@ class _Session:
             stack.callback(writer.close)
             for name, tensor in zip(self._signature.names, inputs, strict=True):
                 writer.placeholder(name, tensor)
-            output, recorder = self._run(writer, inputs, training)
+            settings = Settings()
+            output, recorder = self._run(writer, inputs, training, settings)
             self._reassigned |= self._side_effects.check(state, recorder.entered, writer)
             leaves, spec = nest.flatten(output)
             _check_output(leaves)
-            return _Recording(writer.finish(leaves), OutputStructure(spec))
+            return _Recording(writer.finish(leaves), OutputStructure(spec), settings)
 
-    def _run(self, writer: GraphWriter, inputs: list[Tensor], training: bool) -> tuple[Any, Recorder]:
+    def _run(
+        self, writer: GraphWriter, inputs: list[Tensor], training: bool, settings: Settings
+    ) -> tuple[Any, Recorder]:
         args, kwargs = self._signature.unbind(inputs)
-        recorder = Recorder(self._model, writer, self._policy, self._watch_random)
+        recorder = Recorder(self._model, writer, self._policy, settings, self._watch_random)
         generators = RandomState()
         try:
             with ExitStack() as stack:
@@ -132,6 +139,8 @@ class _Session:
                 stack.enter_context(_patched(recorder))
                 stack.enter_context(writer.regions.noticed(lambda: recorder.listens))
                 stack.enter_context(traced(self._general, lambda: recorder.listens))
+                stack.enter_context(settings.noticed(lambda: recorder.listens))
+                stack.enter_context(refused(lambda: recorder.listens, writer.obstacle))
                 stack.enter_context(recorder)
                 output = self._model(*args, **kwargs)
         except LocalizeError:
@@ -217,7 +226,11 @@ class _Session:
         agree = train.output == evaluation.output and same_graph(train.graph, evaluation.graph)
         if agree:
             merge_aliases(train.graph, evaluation.graph)
+            self._check_settings(train.graph, [train.settings, evaluation.settings], None)
             evaluation = train
+        else:
+            self._check_settings(train.graph, [train.settings], True)
+            self._check_settings(evaluation.graph, [evaluation.settings], False)
         graphs = (train.graph, evaluation.graph)
         used = {
             str(node.target)
@@ -236,6 +249,15 @@ class _Session:
             notes=self._notes(agree),
             rerouted=self._general,
         )
+
+    def _check_settings(self, graph: fx.Graph, settings: list[Settings], mode: bool | None) -> None:
+        """Puts a check of the settings that recordings read in front of a graph."""
+        check = check_of(self._model, settings, self._original, mode)
+        if check is not None:
+            first = next(node for node in graph.nodes if node.op != "placeholder")
+            with graph.inserting_before(first):
+                node = graph.call_module(self._extras.module(check))
+            node.meta.update(scope="", storages=frozenset(), mutates=frozenset())
 
     def _notes(self, agree: bool) -> list[str]:
         reasons: dict[str, list[str]] = {}

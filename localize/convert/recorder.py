@@ -31,6 +31,7 @@ from localize.convert.numbers import Origin
 from localize.convert.obstacle import user_location
 from localize.convert.reads import Reads
 from localize.convert.restore import RandomState
+from localize.convert.settings import Settings
 from localize.convert.sizes import RecordedInt, check_count, pinned, plain
 from localize.convert.writer import GraphWriter
 
@@ -41,7 +42,12 @@ class Recorder(TorchFunctionMode):
     """Active between ``__enter__`` and ``__exit__``, in the thread that made it."""
 
     def __init__(
-        self, root: nn.Module, writer: GraphWriter, policy: LeafPolicy, watch_random: bool = False
+        self,
+        root: nn.Module,
+        writer: GraphWriter,
+        policy: LeafPolicy,
+        settings: Settings,
+        watch_random: bool = False,
     ) -> None:
         super().__init__()
         self.entered: dict[int, str] = {}  # modules whose insides were recorded: id → path
@@ -49,7 +55,8 @@ class Recorder(TorchFunctionMode):
         self._writer, self._policy = writer, policy
         self._modules = dict(root.named_modules())
         self._paths = {id(module): path for path, module in self._modules.items()}
-        self._reads = Reads(writer, policy, self._modules.__getitem__)
+        self._settings = settings
+        self._reads = Reads(writer, policy, settings, self._modules.__getitem__)
         self._registered = {id(t) for t in (*root.parameters(), *root.buffers())}
         self._thread = threading.get_ident()
         self._paused = False
@@ -87,6 +94,7 @@ class Recorder(TorchFunctionMode):
         if path is not None and not checkpointed and not self._policy.is_leaf(module, path):
             return self._enter(call, module, path, args, kwargs)
         if path is None:
+            self._check_new(module)
             _pin_attributes(module)
         elif any(id(t) not in self._registered for t in (*module.parameters(), *module.buffers())):
             raise self._writer.obstacle(f"the weights of {path!r} are replaced for a call (functional_call)")
@@ -106,6 +114,12 @@ class Recorder(TorchFunctionMode):
             result = self._record_result(node, result, changed)
             self._writer.rebind_objects(node)
             return result
+
+    def _check_new(self, module: nn.Module) -> None:
+        """A module outside of the tree may have weights only if it was there before, in a plain list for instance."""
+        if next(module.parameters(), None) is not None and not self._writer.knows_module(module):
+            kind = type(module).__name__
+            raise self._writer.obstacle(f"a {kind} with weights is made or copied in the forward, anew at every call")
 
     def _enter(
         self, call: Call, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -212,6 +226,7 @@ class Recorder(TorchFunctionMode):
             if bound.arguments.get("training") is owner.training:
                 bound.arguments = {name: self._writer.argument(v) for name, v in bound.arguments.items()}
                 bound.arguments["training"] = self._flag(owner)
+                self._settings.flag_used(owner)
                 return bound.args, bound.kwargs
         return self._writer.argument(args), self._writer.argument(kwargs)
 

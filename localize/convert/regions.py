@@ -98,7 +98,7 @@ class Regions:
         enter, leave = kind.__enter__, kind.__exit__
 
         def noticed_enter(context: Any) -> Any:
-            result = enter(context)
+            result = enter(context)  # type: ignore[no-untyped-call, unused-ignore]
             if listens():
                 device = HERE if context.device == self._device else context.device
                 self._open.append((device, bool(context._enabled), context.fast_dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -66,9 +66,11 @@ def _routes(traced: TracedModel, mode: bool, cuts: Cuts) -> list[Route]:
             gives = tuple(name for name in crossing if name in made)
             whole, takes = slicer.program(number, body, [slicer.by_name[name] for name in gives])
             passes = tuple(name for name in crossing if name not in made)
-            routes.append(Route(takes, gives, passes, point.primary, whole))
+            route = Route(takes, gives, passes, point.primary, whole)
         else:
-            routes.append(_last_route(slicer, number, start, cuts))
+            route = _last_route(slicer, number, start, cuts)
+        fixed = {name for name in (*route.takes, *route.passes) if not slicer.by_name[name].meta.get("learns", True)}
+        routes.append(replace(route, constant=frozenset(fixed)))
     return routes
 
 

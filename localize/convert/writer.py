@@ -256,6 +256,10 @@ class GraphWriter:
             if left_by is not node:
                 node.meta["links"] = node.meta.get("links", frozenset()) | {left_by}
 
+    def knows_module(self, module: nn.Module) -> bool:
+        """Whether a module that is not registered was kept somewhere before the recording began."""
+        return self._constants.holds_module(module)
+
     def obstacle(self, reason: str, remedy: Remedy = Remedy.WHOLE) -> Obstacle:
         """What to raise where the module whose forward runs cannot be recorded."""
         return Obstacle(reason, self.scope, user_location(), remedy)
@@ -338,6 +342,7 @@ class GraphWriter:
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         node.meta["storages"] |= self.storage(tensor)
+        node.meta["learns"] = tensor.requires_grad
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
         self.audit.made(tensor)

@@ -153,8 +153,9 @@ def stage_step(
 def forward(stage: Stage, arrived: Upward) -> Work:
     """Part, then head, on values cut off from the parts below."""
     learning = torch.is_grad_enabled()
+    wanted, constant = learning and stage.relays_down, stage.part.route.constant
     inputs = {
-        name: value.detach().requires_grad_(learning and stage.relays_down and value.is_floating_point())
+        name: value.detach().requires_grad_(wanted and value.is_floating_point() and name not in constant)
         for name, value in arrived.stream.items()
     }
     keeps = stage.method.splits_classifier and stage.part.route.hidden is not None
@@ -163,8 +164,8 @@ def forward(stage: Stage, arrived: Upward) -> Work:
         return Work(inputs, outputs, None, None, None, arrived.target)
     hidden = stage.task.logits(result) if stage.is_last and not keeps else result
     assert isinstance(hidden, Tensor)
-    wanted = hidden.requires_grad and any(flow.own for flow in stage.flows)
-    leaf = hidden.detach().requires_grad_(learning and wanted)
+    learns = hidden.requires_grad and any(flow.own for flow in stage.flows)
+    leaf = hidden.detach().requires_grad_(learning and learns)
     made = stage.head(leaf, arrived.target)
     target = arrived.target if made.target is None else made.target
     return Work(inputs, outputs, hidden, leaf, made, target)

@@ -1,0 +1,133 @@
+"""Plain attributes that a forward reads: a strength, a rate, a flag. Their values are part of the captured program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from localize.errors import TraceError
+from localize.part import kind_of
+
+_KINDS = frozenset({bool, int, float, str, type(None)})
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+_MISSING = object()
+
+Entry = tuple[nn.Module, str, str, Any]
+"""A module, its path, an attribute and its value."""
+
+
+@dataclass
+class Settings:
+    """What one recording read."""
+
+    values: dict[tuple[int, str], tuple[nn.Module, Any]] = field(default_factory=dict)
+    flags: dict[int, int] = field(default_factory=dict)  # by owner: reads of ``training`` that Python decided on
+    owners: dict[int, nn.Module] = field(default_factory=dict)
+    reads_dtype: bool = False  # some tensor was asked for its type
+
+    def note(self, owner: nn.Module, name: str, value: Any) -> None:
+        """``owner.name`` was read."""
+        if name == "training":
+            self.owners[id(owner)] = owner
+            self.flags[id(owner)] = self.flags.get(id(owner), 0) + 1
+        else:
+            self.values.setdefault((id(owner), name), (owner, value))
+
+    def flag_used(self, owner: nn.Module) -> None:
+        """A ``training`` flag that was read went to a function, where it stays live."""
+        self.flags[id(owner)] = self.flags.get(id(owner), 0) - 1
+
+    @contextmanager
+    def noticed(self, listens: Callable[[], bool]) -> Iterator[None]:
+        """While it lasts, reads of modules' plain attributes are noticed where ``listens()``."""
+
+        def noticing(module: nn.Module, name: str) -> Any:
+            value = object.__getattribute__(module, name)
+            if type(value) not in _KINDS or name in _INTERNAL or not listens():
+                return value
+            if name in object.__getattribute__(module, "__dict__"):
+                self.note(module, name, value)
+            return value
+
+        nn.Module.__getattribute__ = noticing  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+
+
+class CheckSettings(nn.Module):
+    """Guard: what the captured program was made for still holds. It refers to the modules without holding them.
+
+    A copy, or what comes out of a pickle, checks nothing: the modules it was made with are not its own.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry] = (), root: nn.Module | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """``dtype``: of ``root``'s parameters; None where nobody asked."""
+        super().__init__()
+        self.__dict__.update(entries=tuple(entries), root=root, dtype=dtype)
+
+    def forward(self) -> None:
+        """Raises ``TraceError`` where something changed."""
+        for module, path, name, value in self.__dict__["entries"]:
+            now = vars(module).get(name, _MISSING)
+            if now is not value and not (type(now) is type(value) and now == value):
+                raise TraceError(_changed(path, name, value, now))
+        dtype = self.__dict__["dtype"]
+        if dtype is not None and kind_of(self.__dict__["root"])[1] is not dtype:
+            now = kind_of(self.__dict__["root"])[1]
+            raise TraceError(
+                f"The model was converted in {dtype} and is in {now} now, and its forward asks tensors for their type. "
+                "Convert again."
+            )
+
+    def __reduce__(self) -> Any:
+        return CheckSettings, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CheckSettings:
+        return CheckSettings()
+
+
+def check_of(
+    root: nn.Module, settings: Sequence[Settings], original: dict[int, dict[str, Any]], mode: bool | None
+) -> CheckSettings | None:
+    """The check of what recordings of ``root`` read; None where there is nothing to check.
+
+    Args:
+        root: the model.
+        settings: of the recordings that one graph stands for.
+        original: every module's attributes before the session: what the model sets up by itself is no setting.
+        mode: the graph's, where train and eval mode have graphs of their own; None where one serves both.
+    """
+    paths = {id(module): path for path, module in root.named_modules()}
+    entries: dict[tuple[int, str], Entry] = {}
+    for read in settings:
+        for (key, name), (owner, value) in read.values.items():
+            if key in paths and original[key].get(name, _MISSING) is value:
+                entries[key, name] = (owner, paths[key], name, value)
+        for key, count in read.flags.items():
+            if mode is not None and count > 0 and key in paths:
+                entries[key, "training"] = (read.owners[key], paths[key], "training", mode)
+    dtype = kind_of(root)[1] if any(read.reads_dtype for read in settings) else None
+    return CheckSettings(list(entries.values()), root, dtype) if entries or dtype is not None else None
+
+
+def _changed(path: str, name: str, value: Any, now: Any) -> str:
+    where = f"{path}.{name}" if path else f"the model's {name!r}"
+    found = "gone" if now is _MISSING else repr(now)
+    if name == "training":
+        return (
+            f"Module {path!r} is in {'train' if now else 'eval'} mode while its part is not, and its forward branches "
+            "on that. Put the branch into an nn.Module of its own, which is then kept whole, or keep both in one mode."
+        )
+    return (
+        f"{where} was {value!r} at capture and is {found} now, and the captured forward reads it. Convert again, or "
+        "put the lines that read it into an nn.Module of their own: it is kept whole and reads the value at every call."
+    )
