@@ -290,7 +290,12 @@ def test_layouts_and_batch_axes_are_found(case: Case) -> None:
 
 OPTIONS_ON = ("map", "video_last", "tokens, batch second", "rnn, both directions", "language model", "segmentation")
 PAIRS = [
-    pytest.param(case, *method, id="-".join([case.name, method[0], *map(str, method[1].values())]))
+    pytest.param(
+        case,
+        *method,
+        id="-".join([case.name, method[0], *map(str, method[1].values())]),
+        marks=[pytest.mark.slow] if method[1] and case.name != "tokens, batch second" else [],
+    )
     for case in CASES
     for method in METHODS
     if not method[1] or case.name in OPTIONS_ON
