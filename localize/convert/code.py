@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import linecache
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ class Code:
     def of(cls, graph: fx.Graph, title: str, then: Callable[[Sequence[Any]], Any] | None = None) -> Code:
         """The code of a graph."""
         code = graph.python_code("self")
-        source = _OWN_NAME.sub(r'self.__getattr__("\1")', code.src).strip() + "\n"
+        source = _OWN_NAME.sub(r'self.__getattr__("\1")', _without_keywords(code.src, graph)).strip() + "\n"
         return cls(source, code.globals, title, then)
 
     def __call__(self, part: nn.Module, *values: Any) -> Any:
@@ -68,6 +69,27 @@ class Code:
             for name, value in self.names.items()
         }
         return _restored, (self.source, names, self.title, self.then)
+
+
+def _without_keywords(source: str, graph: fx.Graph) -> str:
+    """``source`` with ``self.scales.in``, which is no Python, as ``getattr(self.scales, "in")``."""
+    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    for target in targets:
+        if any(map(keyword.iskeyword, target.split("."))):
+            wrong, right = _spelled(target, str.isidentifier), _spelled(target, _is_attribute)
+            source = re.sub(rf"(?<![\w.]){re.escape(wrong)}(?![\w.])", right.replace("\\", r"\\"), source)
+    return source
+
+
+def _spelled(target: str, is_attribute: Callable[[str], bool]) -> str:
+    text = "self"
+    for name in target.split("."):
+        text = f"{text}.{name}" if is_attribute(name) else f'getattr({text}, "{name}")'
+    return text
+
+
+def _is_attribute(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -86,15 +87,28 @@ class CostRun(ShapeRun):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Counts while active."""
-        with torch.autograd.graph.saved_tensors_hooks(self._notes.note, _never_unpacked), self._counter:
+        with torch.autograd.graph.saved_tensors_hooks(self._notes.note, _Saved.unpack), self._counter:
             yield
 
     def run_node(self, n: fx.Node) -> Any:
-        before, self._notes.current = self._counter.flops, {}
+        before = self._counter.flops
         value = super().run_node(n)
         self.flops[n.name] = self._counter.flops - before
-        self.saved[n.name] = self._notes.current
+        self.saved[n.name] = self._notes.settle()
         return value
+
+
+class _Saved:
+    """What autograd keeps in place of a tensor. The tensor stays for as long as its node runs, whose forward may
+    compute gradients itself."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor.detach()  # an output would keep its own graph alive
+
+    def unpack(self) -> Tensor:
+        if self.tensor is None:
+            raise RuntimeError("A profiling run has no backward.")
+        return self.tensor
 
 
 class _SavedNotes:
@@ -105,31 +119,54 @@ class _SavedNotes:
     """
 
     def __init__(self, counter: FlopCounter, excluded: Sequence[Tensor]) -> None:
-        self.current: dict[int, int] = {}  # of the node that runs: storage → bytes
+        self._current: list[tuple[weakref.ref[_Saved], dict[int, int]]] = []  # of the node that runs
         self._counter = counter
         self._references: dict[int, tuple[int, StorageWeakRef]] = {}
-        self._excluded = {self._key(t) for t in excluded}
+        self._excluded = {key for tensor in excluded for key in self._sizes(tensor)}
 
-    def _key(self, tensor: Tensor) -> int:
-        """A small number for the tensor's storage. The weak reference keeps addresses from being reused."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._references:
-            self._references[storage._cdata] = (len(self._references), StorageWeakRef(storage))
-        return self._references[storage._cdata][0]
+    def _sizes(self, tensor: Tensor) -> dict[int, int]:
+        """Bytes by a small number for each storage of a tensor. The weak reference keeps addresses from reuse."""
+        sizes = {}
+        for storage in storages_of(tensor):
+            if storage._cdata not in self._references:
+                self._references[storage._cdata] = (len(self._references), StorageWeakRef(storage))
+            number = self._references[storage._cdata][0]
+            sizes[number] = storage.nbytes() or self._counter.workspaces.get(storage._cdata, 0)
+        return sizes or {-id(tensor): tensor.numel() * tensor.element_size()}
 
-    def note(self, tensor: Tensor) -> None:
-        try:
-            key, nbytes = self._key(tensor), tensor.untyped_storage().nbytes()
-        except (NotImplementedError, RuntimeError):  # sparse and the like have no storage of their own
-            key, nbytes = -id(tensor), tensor.numel() * tensor.element_size()
+    def note(self, tensor: Tensor) -> _Saved:
+        """Autograd wants to keep ``tensor``."""
+        saved = _Saved(tensor)
+        self._current.append((weakref.ref(saved), self._sizes(tensor)))
+        return saved
+
+    def settle(self) -> dict[int, int]:
+        """The node has run: bytes by storage of what autograd still keeps of it."""
+        found: dict[int, int] = {}
+        for reference, sizes in self._current:
+            saved = reference()
+            if saved is not None:  # else a graph of the forward's own, which is done
+                saved.tensor = None
+                found |= {key: nbytes for key, nbytes in sizes.items() if key not in self._excluded}
+        self._current.clear()
+        return found
+
+
+def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """Where a tensor's values and indices lie; empty for kinds that do not tell."""
+    with torch.no_grad():
+        if tensor.layout is torch.sparse_coo:
+            held = [tensor._indices(), tensor._values()]
+        elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+            held = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+        elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+            held = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
         else:
-            nbytes = nbytes or self._counter.workspaces.get(tensor.untyped_storage()._cdata, 0)
-        if key not in self._excluded:
-            self.current[key] = nbytes
-
-
-def _never_unpacked(_: Any) -> Tensor:
-    raise RuntimeError("A profiling run has no backward.")
+            held = [tensor]
+        try:
+            return [each.untyped_storage() for each in held]
+        except (NotImplementedError, RuntimeError):
+            return []
 
 
 class TimedRun(Run):
