@@ -32,7 +32,7 @@ from tests.random_modules.program import CLASSES, Program, seed_all
 from tests.random_modules.snippets import Snippet
 
 FEW = settings(
-    max_examples=60,
+    max_examples=25,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -41,8 +41,8 @@ FEW = settings(
 MANY = settings(
     FEW, max_examples=int(os.environ.get("RANDOM_MODULES", "1000")), derandomize=False, phases=list(Phase)
 )
-SEEDS = range(60)
-CLASSIFIERS = 20
+SEEDS = range(40)
+CLASSIFIERS = 12
 
 
 @pytest.fixture(autouse=True)

@@ -150,11 +150,11 @@ CONDITIONS = (
     "2 < {v}.shape[0] < 4",
     "{v}.shape[0] == 3 and self.training",
     "{v}.dtype == torch.float32",
-    "{v}.is_contiguous()",
     "isinstance({v}, torch.Tensor)",
     "not {v}.is_cuda",
     "hasattr(self, 'missing')",
     "{v} is not None",
 )
 
-PENDING_CONDITIONS = ("torch.is_grad_enabled()", "{v}.requires_grad")
+# What a graph cannot tell: it was recorded with gradients on and is not guarded against another layout.
+PENDING_CONDITIONS = ("{v}.is_contiguous()", "torch.is_grad_enabled()", "{v}.requires_grad")
