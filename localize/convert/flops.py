@@ -128,7 +128,7 @@ def _distances(x: Tensor, y: Tensor, *_: Any, **__: Any) -> int:
 
 def _sparse(bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     """A sparse matrix times a dense one: what is stored of it, times every column."""
-    return 2 * a._nnz() * b.shape[-1]
+    return 2 * int(a._nnz()) * b.shape[-1]
 
 
 _FORMULAS: dict[Any, Callable[..., int]] = {
