@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import transformers
+
 from benchmarks.suites import Case
 from benchmarks.suites import transformers_decoders as decoders
 from benchmarks.suites import transformers_encoders as encoders
@@ -11,7 +13,8 @@ from benchmarks.suites import transformers_senses as senses
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
-_VARIANTS = {v.name: v for v in (*encoders.VARIANTS, *decoders.VARIANTS, *senses.VARIANTS)}
+_ROWS = (*encoders.VARIANTS, *decoders.VARIANTS, *senses.VARIANTS)
+_VARIANTS = {row.name: row for row in _ROWS if hasattr(transformers, row.architecture)}  # of this version
 
 
 def names() -> list[str]:
