@@ -7,11 +7,10 @@ made anew, without calling ``__init__``.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -79,7 +78,8 @@ class _Shape:
     """What is left of an object without its tensors: attributes and items that hold some, and all others."""
 
     kind: type
-    attributes: tuple[str, ...]
+    names: tuple[str, ...]  # of all attributes, in order
+    attributes: tuple[str, ...]  # those that hold tensors
     keys: tuple[Any, ...]  # of a dict; indices of a list or tuple
     fixed: dict[str, Any]
     fixed_items: dict[Any, Any]
@@ -88,8 +88,8 @@ class _Shape:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Shape):
             return NotImplemented
-        mine = (self.kind, self.attributes, self.keys, self.order, self.fixed.keys())
-        theirs = (other.kind, other.attributes, other.keys, other.order, other.fixed.keys())
+        mine = (self.kind, self.names, self.attributes, self.keys, self.order)
+        theirs = (other.kind, other.names, other.attributes, other.keys, other.order)
         return mine == theirs and all(
             _alike(value, there[name])
             for here, there in ((self.fixed, other.fixed), (self.fixed_items, other.fixed_items))
@@ -110,7 +110,7 @@ class _Opened:
 
 def _opened(value: Any, above: tuple[int, ...]) -> Any:
     """``value`` with every unknown object that holds tensors opened; ``above``: the objects it is inside of."""
-    leaves, spec = pytree.tree_flatten(value)
+    leaves, spec = pytree.tree_flatten(value, is_leaf=_is_size)
     opened = [_opened_leaf(item, above) for item in leaves]
     if all(new is old for new, old in zip(opened, leaves, strict=True)):
         return value
@@ -121,25 +121,33 @@ def _opened_leaf(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, _CLOSED) or id(value) in above:
         return value
     above = (*above, id(value))
-    attributes = {name: _opened(item, above) for name, item in _attributes(value).items()}
-    items = {key: _opened(item, above) for key, item in _items(value).items()}
+    held, inside = _attributes(value), _items(value)
+    attributes = {name: _opened(item, above) for name, item in held.items()}
+    items = {key: _opened(item, above) for key, item in inside.items()}
     moving = tuple(name for name, item in attributes.items() if _moves(item))
-    keys = tuple(key for key, item in items.items() if _moves(item))
-    if not moving and not keys:
+    keys = tuple(key for key, item in items.items() if _moves(item) or _is_size(value))
+    if not moving and not keys and not _is_size(value):
         return value
-    fixed = {name: item for name, item in attributes.items() if name not in moving}
-    fixed_items = {key: item for key, item in items.items() if key not in keys}
-    shape = _Shape(type(value), moving, keys, fixed, fixed_items, tuple(items))
+    fixed = {name: item for name, item in held.items() if name not in moving}
+    fixed_items = {key: item for key, item in inside.items() if key not in keys}
+    shape = _Shape(type(value), tuple(attributes), moving, keys, fixed, fixed_items, tuple(items))
     return _Opened(shape, [*(attributes[name] for name in moving), *(items[key] for key in keys)])
+
+
+def _is_size(value: Any) -> bool:
+    """``torch.Size``: pytree knows it, and gives a tuple back."""
+    return isinstance(value, torch.Size)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
     found = getattr(value, "__dict__", None)
-    if type(found) is dict:
-        return found
-    if is_dataclass(value):  # with slots
-        return {field.name: getattr(value, field.name) for field in dataclass_fields(value)}
-    return {}
+    attributes: dict[str, Any] = dict(found) if type(found) is dict else {}
+    if is_dataclass(value):  # with slots, perhaps
+        names = [field.name for field in dataclass_fields(value) if field.name not in attributes]
+        attributes |= {name: getattr(value, name) for name in names if hasattr(value, name)}
+    if isinstance(value, defaultdict):
+        attributes["default_factory"] = value.default_factory
+    return attributes
 
 
 def _items(value: Any) -> dict[Any, Any]:
@@ -157,8 +165,11 @@ def _closed(values: Sequence[Any], shape: _Shape) -> Any:
     """The object again."""
     found = shape.fixed_items | dict(zip(shape.keys, values[len(shape.attributes) :], strict=True))
     items = {key: found[key] for key in shape.order}
+    if shape.kind is torch.Size:  # a tuple where others than integers stand in for the sizes
+        sizes = tuple(items.values())
+        return torch.Size(sizes) if all(isinstance(size, int | torch.SymInt) for size in sizes) else sizes
     if issubclass(shape.kind, tuple):
-        made = tuple.__new__(shape.kind, list(items.values()))
+        made: Any = tuple.__new__(shape.kind, list(items.values()))
     else:
         made = shape.kind.__new__(shape.kind)
     if issubclass(shape.kind, dict):
@@ -168,8 +179,9 @@ def _closed(values: Sequence[Any], shape: _Shape) -> Any:
     elif issubclass(shape.kind, list):
         list.extend(made, items.values())
     fixed = {name: item.copy() if type(item) in (list, dict, set) else item for name, item in shape.fixed.items()}
-    for name, item in (fixed | dict(zip(shape.attributes, values, strict=False))).items():
-        object.__setattr__(made, name, item)
+    attributes = fixed | dict(zip(shape.attributes, values, strict=False))
+    for name in shape.names:
+        object.__setattr__(made, name, attributes[name])
     return made
 
 
@@ -182,7 +194,7 @@ def _alike(one: Any, two: Any) -> bool:
 
 def _keyed(opened: _Opened) -> tuple[list[tuple[Any, Any]], _Shape]:
     names = [pytree.GetAttrKey(name) for name in opened.shape.attributes]
-    keys = [pytree.MappingKey(key) for key in opened.shape.keys]
+    keys: list[Any] = [pytree.MappingKey(key) for key in opened.shape.keys]
     return list(zip([*names, *keys], opened.values, strict=True)), opened.shape
 
 

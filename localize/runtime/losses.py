@@ -17,7 +17,7 @@ from localize.heads.base import Target
 from localize.part import Stream, kind_of
 from localize.runtime.routing import last_loss
 from localize.runtime.sequential import run_batch
-from localize.runtime.stage import Stage
+from localize.runtime.stage import Half, Stage
 from localize.runtime.update import Collector
 
 
@@ -35,9 +35,42 @@ class _Routed(torch.autograd.Function):
         return None, None, *(grad * scale.to(grad.dtype) for grad in ctx.grads)
 
 
+class _QuietCollector(Collector):
+    """Keeps the hooks on parameters out of the parts' own backward passes.
+
+    They act on the gradients that the returned scalars hand out: once, and on what the caller makes of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hooks: dict[nn.Parameter, list[tuple[dict[int, Any], dict[int, Any]]]] = {}
+
+    def begin(self, stage: Stage, loss: Tensor | None) -> None:
+        super().begin(stage, loss)
+        for parameter in (*stage.parameters("part"), *stage.parameters("head")):
+            tables = [getattr(parameter, name) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")]
+            self._hooks.setdefault(parameter, [(table, dict(table)) for table in tables if table])
+            for table, _ in self._hooks[parameter]:
+                table.clear()  # in place: autograd holds the very table
+
+    def ready(self, stage: Stage, half: Half) -> None:
+        super().ready(stage, half)
+        for parameter in stage.parameters(half):
+            self._loud(parameter)
+
+    def restore(self) -> None:
+        super().restore()
+        for parameter in list(self._hooks):
+            self._loud(parameter)
+
+    def _loud(self, parameter: nn.Parameter) -> None:
+        for table, hooks in self._hooks.pop(parameter, ()):
+            table.update(hooks)
+
+
 def isolated_losses(stages: Sequence[Stage], stream: Stream, target: Target) -> list[Tensor]:
     """One scalar a part. Its backward reaches the part's head and the parts for which it is the farthest loss."""
-    collector = Collector()
+    collector = _QuietCollector()
     try:
         reports = run_batch(stages, stream, target, collector)
     finally:
