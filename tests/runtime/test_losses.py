@@ -82,11 +82,34 @@ def test_hooks_behind_the_gradient_run_once_and_see_it() -> None:
     assert len(seen) == 1
 
 
+class Breaks(torch.autograd.Function):
+    """Its backward pass fails as long as it is told to."""
+
+    broken = True
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        if Breaks.broken:
+            raise ArithmeticError("broken")
+        return grad
+
+
+class Breaking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Breaks.apply(x)
+
+
 def test_hooks_survive_a_failure() -> None:
-    local = to_local(model(), X, method="early_exit", cuts=["1", "3"])
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), Breaking(), nn.Linear(4, 3))
+    local = to_local(layers, X, method="early_exit", cuts=["1"], verify=False)
     calls = hooked(local)
-    with pytest.raises(IndexError):
-        local.losses(X, torch.full((6,), 7))
+    with pytest.raises(ArithmeticError, match="broken"):
+        local.losses(X, Y)
     assert not any(calls)
+    Breaks.broken = False
     sum(local.losses(X, Y)).backward()
     assert set(calls) == {1}
