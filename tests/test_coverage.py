@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import coverage
 from benchmarks.suites import Case, checks, table, torchvision_models
-from benchmarks.suites.children import Record, Work, run_child
 from benchmarks.suites.compare import flatten, observe, other_batch, same
 from localize import TraceError, list_methods, to_local
 
@@ -167,6 +157,17 @@ def test_a_loss_that_reaches_too_far_is_called_wrong(monkeypatch: pytest.MonkeyP
     assert checks.step(build(), "early_exit", 2).startswith("WRONG: loss 1 reaches part 2")
 
 
+def test_a_wrong_step_makes_the_row_wrong() -> None:
+    row = {"model": "m", "captured": "yes", "train": "yes", "eval": "yes", "batch": "yes", "split": "yes"}
+    assert table.right(row)
+    steps = {"bp": "yes", "nwise": "WRONG: part 1 has no gradient"}
+    assert table.wrong(row | {"step": steps})
+    assert not table.right(row | {"step": steps})
+    lopsided = row | {"imbalance": 3.7}
+    assert "lopsided (3.7)" in table.line(lopsided, rivals=False)
+    assert "1 above 1.5, of 1 measured" in " ".join(table.summary([lopsided, row], 4, rivals=False))
+
+
 def test_what_differs_by_rounding_is_close_and_not_right() -> None:
     one = {"output": torch.tensor([1.0, 100.0])}
     assert same(one, {"output": torch.tensor([1.0, 100.0])}) == "yes"
@@ -259,81 +260,3 @@ def test_fewer_parts_than_asked_for_are_told() -> None:
     row = row_of(small, parts=4)
     assert row["split"] == "2 parts"
     assert table.right(row)
-
-
-# -------------------------------------------------------------------- processes
-
-
-def hangs(record: Record) -> None:
-    record("captured", "yes")
-    time.sleep(60)
-
-
-def crashes(record: Record) -> None:
-    record("captured", "yes")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def runs_out_of_memory(record: Record) -> None:
-    record("captured", "yes")
-    bytearray(2**40)
-
-
-@pytest.mark.parametrize(
-    ("work", "failure"),
-    [
-        (hangs, "no end after 0.5 s"),
-        (crashes, "killed by SIGKILL"),
-        (runs_out_of_memory, "exit status 1: MemoryError"),
-    ],
-)
-def test_what_goes_wrong_in_a_process_becomes_a_row(work: Work, failure: str) -> None:
-    row = run_child(work, timeout_s=0.5 if work is hangs else 30)
-    assert row == {"captured": "yes", "failure": failure}
-    assert not table.right(row)
-    assert f"**{failure}**" in table.line({"model": "m", **row}, rivals=False)
-
-
-def test_a_process_that_ends_well_gives_its_row() -> None:
-    assert run_child(lambda record: record("seconds", 1.5), timeout_s=30) == {"seconds": 1.5}
-
-
-def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-
-    def starts_another(record: Record) -> None:
-        pid.write_text(str(subprocess.Popen(["sleep", "60"]).pid))
-        time.sleep(60)
-
-    run_child(starts_another, timeout_s=2)
-    state = Path(f"/proc/{pid.read_text()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
-
-
-def test_a_record_that_broke_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    record = Record(tmp_path / "record")
-    record("captured", "yes")
-    with (tmp_path / "record").open("a") as stream:
-        stream.write('{"train": "y')
-    assert record.read() == {"captured": "yes"}
-
-
-def test_the_command_writes_a_table_and_its_exit_status_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    suite = ModuleType("benchmarks.suites.awkward_models")
-    suite.names, suite.build = lambda: ["first", "second", "left out"], lambda name: build()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, suite.__name__, suite)
-    page, rows = tmp_path / "page.md", tmp_path / "rows.json"
-    command = ["awkward", "--models", "first|second", "--parts", "3", "--markdown", str(page), "--json", str(rows)]
-    assert coverage.main(command) == 0
-    assert "2 of 2 right, 0 WRONG, 2 split in 3; 2 of 2" in capsys.readouterr().out
-    assert "| second | 0.000" in page.read_text()
-    found = json.loads(rows.read_text())
-    assert set(found["awkward"]) == {"first", "second"}
-    found["awkward"]["first"]["eval"] = "WRONG: output differs"
-    rows.write_text(json.dumps(found))
-    assert coverage.main(command) == 1, "rows in the file are taken from there"
-    assert "1 of 2 right, 1 WRONG" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        coverage.main(["nosuch"])

@@ -34,8 +34,9 @@ def check(build: Build, parts: int, report: Report) -> None:
     Args:
         build: makes the case; called several times, and the same weights each time.
         parts: how many to split into, where the model can be split into so many.
-        report: takes the values of ``Mparams``, ``captured``, ``split``, ``train``, ``eval``, ``batch`` and
-            ``seconds``. A value starts with ``yes``, ``close``, ``WRONG``, ``refused``, ``error`` or ``–``.
+        report: takes the values of ``Mparams``, ``captured``, ``split``, ``imbalance`` (a number), ``train``,
+            ``eval``, ``batch`` and ``seconds`` (a number). A text starts with ``yes``, ``close``, ``WRONG``,
+            ``refused``, ``error`` or ``–``.
     """
     case, twin = build(), build()
     report("Mparams", sum(p.numel() for p in case.model.parameters()) / 1e6)
@@ -50,6 +51,7 @@ def check(build: Build, parts: int, report: Report) -> None:
         return
     report("captured", "yes")
     report("split", "yes" if number == parts else f"{number} parts")
+    report("imbalance", local.plan.imbalance)
     equal = _check_equality(case, twin, build, local, report)
     del local, twin
     if equal:

@@ -26,6 +26,7 @@ RIVALS = {
     "pipeline right": "right",
     "pipeline batch": "other batch",
 }
+LOPSIDED = 1.5  # largest part over the mean part, in FLOPs: worth a word
 EQUALITIES = ("train", "eval", "batch")
 
 
@@ -57,6 +58,8 @@ def _cell(row: Row, column: str) -> str:
     value = row.get(column, "")
     if column == "step":
         return _steps(value) if value else ""
+    if column == "split" and value == "yes" and row.get("imbalance", 1) > LOPSIDED:
+        return f"yes, lopsided ({row['imbalance']:.1f})"
     if isinstance(value, float):
         return f"{value:.3g}" if column == "Mparams" and value < 1 else f"{value:.1f}"
     return f"**{value}**" if str(value).startswith("WRONG") else str(value)
@@ -83,8 +86,8 @@ def _step_failed(text: str) -> bool:
 
 
 def right(row: Row) -> bool:
-    """Captured and equal in all that was compared, or refused where refusing is right."""
-    if row.get("failure"):
+    """Captured and equal in all that was compared and trained, or refused where refusing is right."""
+    if row.get("failure") or wrong(row):
         return False
     if str(row.get("captured", "")).startswith("refused, rightly"):
         return True
@@ -114,12 +117,20 @@ def summary(rows: Sequence[Row], parts: int, rivals: bool) -> list[str]:
     tasks = [row for row in rows if row.get("step") and "" not in row["step"]]
     lines = [
         f"{sum(map(right, rows))} of {total} right{f' ({refused} of them refused, rightly)' if refused else ''}, "
-        f"{sum(map(wrong, rows))} WRONG, {split} split in {parts}; "
-        f"{sum(map(trained, tasks))} of {len(tasks)} with a task made a step with every method."
+        f"{sum(map(wrong, rows))} WRONG, {split} split in {parts}."
     ]
+    if tasks:
+        lines.append(f"{sum(map(trained, tasks))} of {len(tasks)} that were tried made a step with every method.")
     times = [row["seconds"] for row in rows if isinstance(row.get("seconds"), float)]
     if times:
         lines.append(f"Verified conversion: median {statistics.median(times):.2f} s, longest {max(times):.1f} s.")
+    uneven = [row["imbalance"] for row in rows if row.get("split") == "yes" and "imbalance" in row]
+    if uneven:
+        above = sum(ratio > LOPSIDED for ratio in uneven)
+        lines.append(
+            f"Largest part over mean part, FLOPs: median {statistics.median(uneven):.2f}, {above} above {LOPSIDED}, "
+            f"of {len(uneven)} measured."
+        )
     if rivals:
         lines += [_rival_summary(rows, name) for name in ("export", "pipeline")]
     return lines
