@@ -22,6 +22,7 @@ from localize.convert.grow import append_part
 from localize.convert.plan import Planner
 from localize.convert.record import trace
 from localize.convert.split import split
+from localize.convert.ties import untied
 from localize.convert.verify import verify as verify_parts
 from localize.convert.whole import whole_part, whole_plan
 from localize.errors import ConfigError
@@ -69,8 +70,8 @@ def to_local(
         cuts: names of the modules after which to cut, instead of ``parts``, which is then ignored.
         task: what the model is trained for; inferred from its output where omitted.
         loss: replaces the task's loss: ``loss(logits, target) -> scalar``.
-        tied: what to do about tied parameters: ``colocate`` keeps them in one part. ``untie``, copies of them, is
-            not there yet and refused where it would matter.
+        tied: what to do about tied parameters: ``colocate`` keeps all that read one in one part. ``untie`` gives
+            every further name a copy of its own, in ``model`` too: they start equal and are trained apart.
         verify: compare the parts with the model on the example and on a second batch size.
         memory_budget_bytes: for ``parts="auto"``: what one part with its head may take: bytes of ``memory`` as
             balance counts it, at the example's batch size.
@@ -83,26 +84,28 @@ def to_local(
         ConfigError: an argument makes no sense, or no example inputs were found.
     """
     rule = resolve_method(method)
-    check_arguments(model, balance, tied, parts, cuts, memory_budget_bytes)
+    check_arguments(balance, tied, parts, cuts, memory_budget_bytes)
     wanted = task_of(task, loss)
-    call, notes = example_of(model, example_inputs)
-    if parts == 1 and not cuts and not rule.splits_classifier:
-        # One part is the model as it is: no capture is needed.
-        signature, leaves = CallSignature.of(model, call.args, call.kwargs)
-        plan, found, logits = whole_plan(model, rule, balance, leaves, call, wanted, loss, notes)
-        pieces, hidden = [whole_part(model, signature)], [logits]
-    else:
-        traced = trace(model, call.args, call.kwargs)
-        planner = Planner(traced, rule, balance, wanted, loss)
-        layout = planner.choose(parts, cuts, memory_budget_bytes)
-        layout_notes = notes + layout.plan.notes
-        pieces, signature = split(traced, layout.cuts), traced.signature
-        if verify:
-            axis, exact = layout.plan.batch_axis, not traced.rerouted
-            layout_notes += verify_parts(model, pieces, signature, traced.example, axis, exact)
-        plan, found, logits = replace(layout.plan, notes=layout_notes), planner.task, planner.logits
-        hidden = hidden_specs(rule, plan, logits)
-    heads = graft(rule, pieces, hidden, logits, found, *kind_of(model))
+    with untied(model, tied == "untie") as copies:
+        call, notes = example_of(model, example_inputs)
+        if parts == 1 and not cuts and not rule.splits_classifier:
+            # One part is the model as it is: no capture is needed.
+            signature, leaves = CallSignature.of(model, call.args, call.kwargs)
+            plan, found, logits = whole_plan(model, rule, balance, leaves, call, wanted, loss, notes)
+            pieces, hidden = [whole_part(model, signature)], [logits]
+        else:
+            traced = trace(model, call.args, call.kwargs)
+            planner = Planner(traced, rule, balance, wanted, loss)
+            layout = planner.choose(parts, cuts, memory_budget_bytes)
+            pieces, signature = split(traced, layout.cuts), traced.signature
+            remarks = notes + layout.plan.notes
+            if verify:
+                axis, exact = layout.plan.batch_axis, not traced.rerouted
+                remarks += verify_parts(model, pieces, signature, traced.example, axis, exact)
+            plan, found, logits = replace(layout.plan, notes=remarks), planner.task, planner.logits
+            hidden = hidden_specs(rule, plan, logits)
+        heads = graft(rule, pieces, hidden, logits, found, *kind_of(model))
+    plan = replace(plan, tied=tied, notes=copies + plan.notes)
     for remark in plan.notes:
         _log.info("%s: %s", plan.model, remark)
     _log.debug("%s: %d parts by %s, cut after %s", plan.model, len(pieces), plan.balance, list(plan.cuts))

@@ -156,6 +156,7 @@ def load(
         cuts=plan.cuts,
         parts=1,
         balance=plan.balance,
+        tied=plan.tied,
         task=plan.task,
         loss=loss,
         verify=False,

@@ -80,6 +80,7 @@ class PlanFile:
     frozen: tuple[str, ...]
     inputs: dict[str, Any]
     balance: str
+    tied: str
     weights_sha256: str
 
 
@@ -126,6 +127,7 @@ def read_plan(folder: Path) -> PlanFile:
         frozen=tuple(_entry(path, content, "frozen", list)),
         inputs=_entry(path, content, "inputs", dict),
         balance=_entry(path, content, "plan.balance", str),
+        tied=_entry(path, content, "plan.tied", str),
         weights_sha256=_entry(path, content, "weights_sha256", str),
     )
 

@@ -177,6 +177,7 @@ class Plan:
     indices: tuple[tuple[float, ...] | None, ...] = ()  # the values of integer inputs, which must fit the model
     representation: TensorSpec | None = None  # below the model's own classifier, where it is told from the rest
     notes: tuple[str, ...] = ()
+    tied: str = "colocate"  # or ``untie``: tied parameters became copies
 
     @property
     def batch_axis(self) -> int:

@@ -80,9 +80,14 @@ def put_weights(
                 tensor.copy_(tensors[name])
 
 
+def _all_names(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Every name of every parameter: the same whether tied ones became copies or not."""
+    return list(model.named_parameters(remove_duplicate=False))
+
+
 def fingerprint(model: nn.Module) -> dict[str, Any]:
     """What tells one model from another: its class and the names and shapes of its parameters."""
-    shapes = "\n".join(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())
+    shapes = "\n".join(f"{name} {tuple(p.shape)}" for name, p in _all_names(model))
     return {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -48,7 +48,7 @@ Task = Annotated[
         help="classification, causal_lm, segmentation or regression; inferred from the output if left out."
     ),
 ]
-Tied = Annotated[str, typer.Option(help="Tied weights: colocate (untie is not there yet).")]
+Tied = Annotated[str, typer.Option(help="Tied weights: colocate (in one part) or untie (copies).")]
 MethodOptions = Annotated[
     list[str] | None,
     typer.Option(

@@ -17,6 +17,7 @@ from localize.cli.output import Output
 from localize.convert.arguments import check_arguments, example_of, task_of
 from localize.convert.plan import Planner
 from localize.convert.record import trace
+from localize.convert.ties import untied
 from localize.planfile import describe_inputs, example_from
 from localize.spec import Plan
 
@@ -67,14 +68,15 @@ def look(recipe: Recipe) -> tuple[Plan, Planner]:
     ordered = order(recipe)
     model, wanted = ordered.model, ordered.options
     choice = {name: wanted[name] for name in ("parts", "cuts", "memory_budget_bytes")}
-    check_arguments(model, wanted["balance"], wanted["tied"], **choice)
-    call, notes = example_of(model, ordered.example)
-    traced = trace(model, call.args, call.kwargs)
-    planner = Planner(traced, wanted["method"], wanted["balance"], task_of(wanted["task"], None))
-    layout = planner.choose(**choice)
-    for point in layout.cuts[True].points:
-        planner.head_cost(point)  # a cut by hand where the method can have no head is an error here, too
-    return replace(layout.plan, notes=notes + layout.plan.notes), planner
+    check_arguments(wanted["balance"], wanted["tied"], **choice)
+    with untied(model, wanted["tied"] == "untie") as copies:
+        call, notes = example_of(model, ordered.example)
+        traced = trace(model, call.args, call.kwargs)
+        planner = Planner(traced, wanted["method"], wanted["balance"], task_of(wanted["task"], None))
+        layout = planner.choose(**choice)
+        for point in layout.cuts[True].points:
+            planner.head_cost(point)  # a cut by hand where the method can have no head is an error here, too
+        return replace(layout.plan, notes=copies + notes + layout.plan.notes), planner
 
 
 def _planner_of(local: LocalModel) -> Planner:

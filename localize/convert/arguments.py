@@ -20,7 +20,6 @@ _TIED = ("colocate", "untie")
 
 
 def check_arguments(
-    model: nn.Module,
     balance: str,
     tied: str,
     parts: int | str,
@@ -35,11 +34,6 @@ def check_arguments(
         )
     if tied not in _TIED:
         problems.append(f"unknown tied={tied!r}.{did_you_mean(tied, _TIED)} One of {', '.join(_TIED)}.")
-    elif tied == "untie" and _tied_names(model):
-        problems.append(
-            f"tied='untie' is not there yet, and {', '.join(_tied_names(model))} are tied; leave it out: tied "
-            "parameters then stay in one part."
-        )
     if parts != "auto" and (not isinstance(parts, int) or isinstance(parts, bool) or parts < 1):
         problems.append(f"parts must be a number from 1, or 'auto' with memory_budget_bytes=; got {parts!r}.")
     if memory_budget_bytes is not None and (parts != "auto" or cuts is not None):
@@ -52,12 +46,6 @@ def check_arguments(
         problems.append(f"cuts must be a list of module names, not the string {cuts!r}: cuts=[{cuts!r}].")
     if problems:
         raise ConfigError(problem_list("Bad arguments", problems))
-
-
-def _tied_names(model: nn.Module) -> list[str]:
-    """Further names of parameters that have several."""
-    first = {name for name, _ in model.named_parameters()}
-    return [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in first]
 
 
 def task_of(task: Task | TaskKind | None, loss: Callable[[Tensor, Tensor], Tensor] | None) -> Task | None:

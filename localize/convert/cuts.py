@@ -30,12 +30,12 @@ def find_cuts(
             Without, every legal gap: what a person may name.
     """
     found = _named_gaps(traced, profiles[True], training=True)
+    in_eval: dict[str, CutPoint] = {}
+    if not traced.modes_agree:
+        in_eval = {point.name: point for point in _named_gaps(traced, profiles[False], training=False)}
+        found = [point for point in found if point.name in in_eval]
     kept = _thinned(traced, profiles[True], found) if thin else found
-    if traced.modes_agree:
-        return {True: kept, False: kept}
-    in_eval = {point.name: point for point in _named_gaps(traced, profiles[False], training=False)}
-    common = [point for point in kept if point.name in in_eval]
-    return {True: common, False: [in_eval[point.name] for point in common]}
+    return {True: kept, False: kept if traced.modes_agree else [in_eval[point.name] for point in kept]}
 
 
 def choose_cuts(names: Sequence[str], cut_points: Sequence[CutPoint]) -> list[int]:

@@ -51,6 +51,10 @@ class Extras:
         """Target of the module that reads what ``owner``'s forward left on it."""
         return self._add("left", ("left", id(owner), attribute, key), SideRead(owner, attribute, key))
 
+    def check(self, check: nn.Module) -> str:
+        """Target of the module that checks the settings of one graph."""
+        return self._add("check", ("check", id(check)), check)
+
     def module(self, module: nn.Module) -> str:
         """Target of a module that is not registered in the root, for instance one made in a forward."""
         stateless = (

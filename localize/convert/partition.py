@@ -80,6 +80,7 @@ class PartTable:
     cut_points: Sequence[CutPoint]
     balance: str
     head_cost: HeadCost
+    heads_below: bool = True  # parts below the last have heads, which must reach all that they train
     cost: CostTable = field(init=False)  # of the part from candidate a to candidate b: ``cost(a, b)``
 
     def __post_init__(self) -> None:
@@ -92,7 +93,8 @@ class PartTable:
         for first, parts in ((True, table[:, :1]), (False, table[:, 1:])):
             heads = [0.0, *(self._value(self.head_cost(point, first)) for point in (*self.cut_points, None))]
             parts += torch.tensor(heads, dtype=torch.float64)[:, None]
-        self._forbid_untrained(table)
+        if self.heads_below:
+            self._forbid_untrained(table)
         self.cost = CostTable(table)
 
     @property

@@ -178,7 +178,9 @@ class Planner:
         self, points: Sequence[CutPoint], parts: int | str, memory_budget_bytes: int | None
     ) -> list[int]:
         def table(balance: str, head_cost: HeadCost) -> PartTable:
-            return PartTable(self.traced, self.profiles[True], points, balance, head_cost)
+            return PartTable(
+                self.traced, self.profiles[True], points, balance, head_cost, self.method.heads_below
+            )
 
         if isinstance(parts, int):
             # The first part's head is taken for any other: telling them apart would double the dry runs.

@@ -256,7 +256,7 @@ class _Session:
         if check is not None:
             first = next(node for node in graph.nodes if node.op != "placeholder")
             with graph.inserting_before(first):
-                node = graph.call_module(self._extras.module(check))
+                node = graph.call_module(self._extras.check(check))
             node.meta.update(scope="", storages=frozenset(), mutates=frozenset())
 
     def _notes(self, agree: bool) -> list[str]:

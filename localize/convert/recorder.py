@@ -117,7 +117,8 @@ class Recorder(TorchFunctionMode):
 
     def _check_new(self, module: nn.Module) -> None:
         """A module outside of the tree may have weights only if it was there before, in a plain list for instance."""
-        if next(module.parameters(), None) is not None and not self._writer.knows_module(module):
+        new = any(id(t) not in self._registered for t in (*module.parameters(), *module.buffers()))
+        if new and not self._writer.knows_module(module):
             kind = type(module).__name__
             raise self._writer.obstacle(f"a {kind} with weights is made or copied in the forward, anew at every call")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from localize.errors import TraceError
 from localize.part import kind_of
 
 _KINDS = frozenset({bool, int, float, str, type(None)})
-_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+_INTERNAL = frozenset((*vars(nn.Module()), *vars(nn.Module))) - {"training"}
 _MISSING = object()
 
 Entry = tuple[nn.Module, str, str, Any]
@@ -50,7 +50,7 @@ class Settings:
             value = object.__getattribute__(module, name)
             if type(value) not in _KINDS or name in _INTERNAL or not listens():
                 return value
-            if name in object.__getattribute__(module, "__dict__"):
+            if _is_plain(module, name):
                 self.note(module, name, value)
             return value
 
@@ -77,7 +77,7 @@ class CheckSettings(nn.Module):
     def forward(self) -> None:
         """Raises ``TraceError`` where something changed."""
         for module, path, name, value in self.__dict__["entries"]:
-            now = vars(module).get(name, _MISSING)
+            now = getattr(module, name, _MISSING)
             if now is not value and not (type(now) is type(value) and now == value):
                 raise TraceError(_changed(path, name, value, now))
         dtype = self.__dict__["dtype"]
@@ -110,13 +110,21 @@ def check_of(
     entries: dict[tuple[int, str], Entry] = {}
     for read in settings:
         for (key, name), (owner, value) in read.values.items():
-            if key in paths and original[key].get(name, _MISSING) is value:
+            if key in paths and original[key].get(name, getattr(type(owner), name, _MISSING)) is value:
                 entries[key, name] = (owner, paths[key], name, value)
         for key, count in read.flags.items():
             if mode is not None and count > 0 and key in paths:
                 entries[key, "training"] = (read.owners[key], paths[key], "training", mode)
     dtype = kind_of(root)[1] if any(read.reads_dtype for read in settings) else None
     return CheckSettings(list(entries.values()), root, dtype) if entries or dtype is not None else None
+
+
+def _is_plain(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is a value that is kept: not one that a property works out."""
+    if name in object.__getattribute__(module, "__dict__"):
+        return True
+    place: Mapping[str, Any] = next((vars(kind) for kind in type(module).__mro__ if name in vars(kind)), {})
+    return type(place.get(name)) in _KINDS and not name.startswith("__")
 
 
 def _changed(path: str, name: str, value: Any, now: Any) -> str:

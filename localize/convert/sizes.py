@@ -16,6 +16,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, fx
 
+from localize.convert.messages import is_message
+from localize.convert.obstacle import user_frame
 from localize.errors import TraceError
 
 ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
@@ -116,12 +118,16 @@ class RecordedInt(torch.SymInt):
         return hash(self.pin())
 
     def __repr__(self) -> str:
-        return repr(self.pin())
+        return repr(self._told())
 
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        return format(self.pin(), spec)
+        return format(self._told(), spec)
+
+    def _told(self) -> int:
+        """The number for a text: a message may say what it likes, any other text may steer the program."""
+        return self.plain if is_message(user_frame()) else self.pin()
 
     def __getattr__(self, name: str) -> Any:
         if name not in _METHODS:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from torch import nn
 
 from localize.convert.traced import Profile, TracedModel
 from localize.errors import CutError, problem_list
@@ -20,6 +23,37 @@ class TiedParameter:
 
     def is_cut_by(self, point: CutPoint) -> bool:
         return self.first < point.position <= self.last
+
+
+@contextmanager
+def untied(model: nn.Module, wanted: bool) -> Iterator[tuple[str, ...]]:
+    """Gives every further name of a tied parameter a copy of its own, for good; undone where the block raises.
+
+    Gives the notes that say so. The model itself changes, so that it and its parts go on being one: the copies start
+    equal and are trained apart. A module that is used twice has one set of weights all the same.
+    """
+    first: dict[int, str] = {}
+    seen: set[tuple[int, str]] = set()
+    copied: list[tuple[nn.Module, str, nn.Parameter]] = []
+    notes: list[str] = []
+    for name, parameter in model.named_parameters(remove_duplicate=False) if wanted else ():
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if id(parameter) in first and (id(owner), leaf) not in seen:
+            copied.append((owner, leaf, parameter))
+            owner._parameters[leaf] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            notes.append(
+                f"untied: {name} was {first[id(parameter)]}, and is a copy of its own from now on, in the model too; "
+                "they start equal and are trained apart"
+            )
+        first.setdefault(id(parameter), name)
+        seen.add((id(owner), leaf))
+    try:
+        yield tuple(notes)
+    except BaseException:
+        for owner, leaf, parameter in copied:
+            owner._parameters[leaf] = parameter
+        raise
 
 
 def tied_parameters(traced: TracedModel, profile: Profile, training: bool = True) -> list[TiedParameter]:
@@ -50,7 +84,7 @@ def respect_ties(
         raise CutError(
             f"{parts} parts are impossible while all readers of a shared parameter stay in one part: "
             f"{len(kept[True])} of {len(cuts[True])} cut points remain (shared: {listed}). Use "
-            f"parts={len(kept[True]) + 1} or fewer."
+            f"parts={len(kept[True]) + 1} or fewer{_instead(traced.root)}."
         )
     return kept
 
@@ -69,5 +103,13 @@ def check_ties(
     if problems:
         raise CutError(
             f"{problem_list('Shared parameters', problems)}\n"
-            "Move the cut: all readers of a parameter have to be in one part."
+            f"Move the cut: all readers of a parameter have to be in one part{_instead(traced.root)}."
         )
+
+
+def _instead(model: nn.Module) -> str:
+    """What else may be done, where parameters have several names."""
+    every = len(list(model.named_parameters(remove_duplicate=False)))
+    if every == len(list(model.parameters())):
+        return ""
+    return ", or pass tied='untie': every name gets a copy of its own, which is trained apart"

@@ -152,7 +152,9 @@ class GraphWriter:
         if node is None or value.shape != buffer.shape or value.dtype != buffer.dtype:
             return False
         old = self._attributes.get(target)
-        with self.graph.inserting_after(node):
+        order = {known: i for i, known in enumerate(self.graph.nodes)}
+        last = max((n for n in (node, old) if n is not None), key=lambda n: order[n])
+        with self.graph.inserting_after(last):
             place = self.create("get_attr", target)
         with self.graph.inserting_after(place):
             copy = self.create("call_function", set_buffer, (place, node))
@@ -190,7 +192,7 @@ class GraphWriter:
         if isinstance(value, torch.device):
             return self.numbers.device_node(value) or value
         if isinstance(value, _PLAIN):
-            return value
+            return float(value) if isinstance(value, float) else value  # NumPy's floats are floats, and no literals
         if isinstance(value, slice):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
         if isinstance(value, tuple | list):
