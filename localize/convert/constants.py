@@ -16,6 +16,8 @@ class Constants:
     def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]]) -> None:
         """``attributes`` are those of the modules before the recording: what a forward leaves there is no constant."""
         self._places = [*attributes, *(vars(kind) for module in modules for kind in type(module).__mro__)]
+        forwards = (getattr(type(module).forward, "__globals__", {}) for module in modules)
+        self._places += {id(variables): variables for variables in forwards}.values()
         self._known: dict[int, Tensor] | None = None
 
     def holds(self, tensor: Tensor) -> bool:

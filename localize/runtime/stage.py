@@ -155,7 +155,7 @@ def forward(stage: Stage, arrived: Upward) -> Work:
     learning = torch.is_grad_enabled()
     wanted, constant = learning and stage.relays_down, stage.part.route.constant
     inputs = {
-        name: value.detach().requires_grad_(wanted and value.is_floating_point() and name not in constant)
+        name: value.detach().requires_grad_(wanted and name not in constant and _has_gradients(value))
         for name, value in arrived.stream.items()
     }
     keeps = stage.method.splits_classifier and stage.part.route.hidden is not None
@@ -169,6 +169,10 @@ def forward(stage: Stage, arrived: Upward) -> Work:
     made = stage.head(leaf, arrived.target)
     target = arrived.target if made.target is None else made.target
     return Work(inputs, outputs, hidden, leaf, made, target)
+
+
+def _has_gradients(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def report_of(stage: Stage, made: HeadOutput | None, target: Target) -> StageReport:

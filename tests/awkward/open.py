@@ -6,13 +6,9 @@ _COULD_BE_RIGHT = "refused with a clear error, though it could be right: "
 _NOT_CLEAR = "refused, but the error does not tell the reason: "
 
 OPEN: dict[str, str] = {
-    "scheduled_attribute": "silently stale: an attribute of the class that a script sets on the instance later",
     "root_remembers_loss": "what the root's forward leaves on itself is not set by the parts",
     "block_remembers_scores": "what an entered block's forward leaves on itself is not set by the parts",
-    "parameter_hook": "losses() applies a hook on a parameter twice: in the part's backward and in the sum's",
-    "scalar_output": "a torch.Size in the output comes back as a tuple",
     "vmap_at_root": _NOT_CLEAR + "a layer inside vmap, recorded while functorch's layers are being undone",
-    "input_returned": _NOT_CLEAR + "a global constant that is returned as it is, looked for after the forward",
     "tensor_subclass": _NOT_CLEAR + "it should name the tensor's class",
     "half_of_size": _COULD_BE_RIGHT + "floats that follow from sizes",
     "shape_numel": _COULD_BE_RIGHT + "x.shape.numel()",
