@@ -22,7 +22,7 @@ from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import check_weights
 from localize.runtime.placement import trainable_only
 from localize.runtime.run import Run
-from localize.runtime.sequential import run_batch, stages_of
+from localize.runtime.sequential import stages_of
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.wire import Kind
 
@@ -72,9 +72,7 @@ class DistributedRun(Run):
         return reports
 
     def _execute(self, arrived: Upward) -> list[StageReport]:
-        own = run_batch(
-            self.stages, arrived.stream, arrived.target, self.updater, self._around, self.team.wires
-        )
+        own = self._run_batch(arrived, self.team.wires)
         reports = [StageReport(None, None)] * len(self.local.parts)
         for stage, report in zip(self.stages, own, strict=True):
             reports[stage.number - 1] = report
@@ -98,6 +96,9 @@ class DistributedRun(Run):
 
     def _tally(self) -> metrics.Tally:
         return self.state.tally.join(self.team.session.gather(self.state.tally.plain()))
+
+    def _recorded(self, own: list[list[Any]]) -> list[list[list[Any]]]:
+        return self.team.session.gather(own)
 
     def _rates(self) -> list[float]:
         return [rate for rates in self.team.session.gather(super()._rates()) for rate in rates]

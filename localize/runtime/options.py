@@ -50,6 +50,7 @@ class Options:
     progress: bool | None
     on_step: StepCallback | None
     gather: Gather = "first"
+    trace: Path | None = None
 
     def __post_init__(self) -> None:
         problems = [

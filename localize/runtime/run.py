@@ -20,7 +20,8 @@ from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import Buffers, check_weights
 from localize.runtime.options import Options
 from localize.runtime.progress import ProgressBar
-from localize.runtime.sequential import run_batch, stages_of
+from localize.runtime.recording import Recorder, Watched, write
+from localize.runtime.sequential import Outside, run_batch, stages_of
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.state import TrainingState
 from localize.runtime.update import OptimizerSteps, members
@@ -63,6 +64,7 @@ class Run:
         )
         self.buffers = Buffers() if options.on_nonfinite == "skip" else None
         self.generators = seeding.generators(device)
+        self.recorder = Recorder() if options.trace is not None else None
         if options.checkpoint_dir is not None:
             checkpoint.pack(self.state.describe()[1])  # better now than after the first epoch
 
@@ -163,7 +165,18 @@ class Run:
         return reports
 
     def _execute(self, arrived: Upward) -> list[StageReport]:
-        return run_batch(self.stages, arrived.stream, arrived.target, self.updater, self._around)
+        return self._run_batch(arrived)
+
+    def _run_batch(self, arrived: Upward, outside: Outside | None = None) -> list[StageReport]:
+        if self.recorder is None:
+            return run_batch(self.stages, arrived.stream, arrived.target, self.updater, self._around, outside)
+        self.recorder.batch = self.state.step + 1
+        updater = Watched(self.updater, self.recorder)
+        reports = run_batch(
+            self.stages, arrived.stream, arrived.target, updater, self._around, outside, self.recorder
+        )
+        self.recorder.end()
+        return reports
 
     @contextmanager
     def _around(self, stage: Stage) -> Iterator[None]:
@@ -212,6 +225,18 @@ class Run:
         assert self.options.checkpoint_dir is not None
         check_weights(self.stages, self.state.step)
         checkpoint.save(self.options.checkpoint_dir, self.state.snapshot())
+
+    def write_trace(self) -> None:
+        """What was recorded, of all processes, into a file, where it was asked for."""
+        if self.recorder is None or self.options.trace is None:
+            return
+        everyone = self._recorded(self.recorder.plain())
+        if self.reports:
+            title = f"{self.local.plan.model}, {self.local.method.name}, measured"
+            write(self.options.trace, everyone, title)
+
+    def _recorded(self, own: list[list[Any]]) -> list[list[list[Any]]]:
+        return [own]
 
     def _row(self, scores: dict[str, Any] | None) -> history.Row:
         state, tally, rates = self.state, self._tally(), self._rates()

@@ -35,10 +35,19 @@ class Outside(Protocol):
     def receive(self, source: Side) -> Message: ...
 
 
+class Watch(Protocol):
+    """Who wants to know what stages do, and when; see ``recording.py``."""
+
+    def goes_on(self, stage: Stage, wish: Action | None) -> None: ...
+
+    def waits(self, stage: Stage, side: Side) -> None: ...
+
+
 class _Runner:
     """A stage's generator, its two inboxes and what it waits for."""
 
     def __init__(self, stage: Stage, updater: Updater, scope: AbstractContextManager[object] | None) -> None:
+        self.stage = stage
         self.steps = stage_step(stage, updater, scope)
         self.inbox: dict[Side, deque[Message]] = {side: deque() for side in Side}
         self.wish: Action | None = next(self.steps)
@@ -50,15 +59,13 @@ class _Runner:
             return False
         return not isinstance(self.wish, Receive) or bool(self.inbox[self.wish.source])
 
-    def go_on(self) -> Send | None:
-        """Takes one step; returns what the stage wants to send, if that was the step."""
-        sending = self.wish if isinstance(self.wish, Send) else None
+    def go_on(self) -> None:
+        """Takes one step; a message that the stage wanted to send has been delivered."""
         message = self.inbox[self.wish.source].popleft() if isinstance(self.wish, Receive) else None
         try:
             self.wish = self.steps.send(message)
         except StopIteration as end:
             self.wish, self.report = None, end.value
-        return sending
 
 
 def run_batch(
@@ -68,10 +75,12 @@ def run_batch(
     updater: Updater,
     scope: Scope = lambda stage: None,
     outside: Outside | None = None,
+    watch: Watch | None = None,
 ) -> list[StageReport]:
     """One batch through all stages: losses, local backward passes and (by ``updater``) updates.
 
     Consecutive stages may be run here and the others elsewhere, ``outside``, which is asked when none can go on.
+    ``watch`` is told what happens.
     """
     runners = [_Runner(stage, updater, scope(stage)) for stage in stages]
     runners[0].inbox[Side.BELOW].append(Upward(stream, target))
@@ -82,16 +91,21 @@ def run_batch(
             if end is None:
                 break
             runner, side = end
+            if watch is not None:
+                watch.waits(runner.stage, side)
             runner.inbox[side].append(cast(Outside, outside).receive(side))
             continue
-        sent = runners[position].go_on()
-        if sent is None:
-            continue
-        if 0 <= position + sent.to.value < len(runners):
-            neighbour = runners[position + sent.to.value]
-            neighbour.inbox[Side(-sent.to.value)].append(sent.message)
-        elif outside is not None:
-            outside.send(sent.to, sent.message)
+        wish = runners[position].wish
+        if isinstance(wish, Send):  # first of all: what comes next may be a long backward pass
+            if 0 <= position + wish.to.value < len(runners):
+                neighbour = runners[position + wish.to.value]
+                neighbour.inbox[Side(-wish.to.value)].append(wish.message)
+            elif outside is not None:
+                outside.send(wish.to, wish.message)
+        if watch is not None:
+            watch.goes_on(stages[position], wish)
+        del wish  # the stage's activations are to go when it lets them go
+        runners[position].go_on()
     reports = [runner.report for runner in runners if runner.report is not None]
     if len(reports) < len(runners):
         waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]

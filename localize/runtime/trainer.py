@@ -48,6 +48,8 @@ class Trainer:
             processes report nothing here. It may raise.
         gather: which processes have all weights after ``fit``, and so can save the model: the ``first``, ``all`` or
             ``none``. In the others, weights of parts that they do not run are on the meta device.
+        trace: file for what every part did and when, written after ``fit``: a Chrome trace (``.json``, for
+            ui.perfetto.dev) or a picture (``.png``, ``.svg``; needs matplotlib). The first 20000 intervals a process.
 
     Attributes:
         history: a row an epoch: ``epoch`` (from 1), ``step``, ``train_loss`` (one a part; None where a part has
@@ -80,6 +82,7 @@ class Trainer:
         progress: bool | None = None,
         on_step: StepCallback | None = None,
         gather: Gather = "first",
+        trace: str | Path | None = None,
     ) -> None:
         self.options = Options(
             optimizer=optimizer,
@@ -98,6 +101,7 @@ class Trainer:
             progress=progress,
             on_step=on_step,
             gather=gather,
+            trace=None if trace is None else Path(trace),
         )
         self.local = local
         self.history: list[history.Row] = []
@@ -157,5 +161,6 @@ class Trainer:
                         scores = crew.evaluate(val or ()) if validates else None
                     run.end_epoch(scores, bar, last=run.state.epoch + 1 >= epochs)
             run.updater.release()
+            run.write_trace()
             crew.finish()
         return self.history

@@ -17,10 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from localize import LocalModel, list_methods, to_local
 from localize.heads.base import Method
 from localize.heads.nwise import NWise
+from localize.part import advance
 from localize.runtime import checkpoint, links
+from localize.runtime.memory import SavedBytes
 from localize.runtime.messages import Feedback, Upward
 from localize.runtime.placement import placement_of
 from localize.runtime.ranks import Stopped
+from localize.runtime.sequential import stages_of
 from localize.runtime.snapshot import Snapshot
 from localize.runtime.stage import StageReport
 from localize.runtime.wire import Edge, Envelope, Kind, encode
@@ -274,3 +277,48 @@ def _distorting(what: str, at: int, envelope: Envelope) -> Any:
     elif what == "header dtype":
         header = torch.randn(1000)
     return header, rest, payload
+
+
+# ------------------------------------------------------------------ memory
+
+
+def peaks(method: str, parts: int) -> dict[str, int]:
+    """Bytes of weights, gradients, optimizer state and activations of this rank while it trains.
+
+    ``own``: the same of its parts, one after another, in one process that sends nothing.
+    """
+    case = zoo.BY_NAME["cnn"]
+    inputs, targets = case.inputs(96), case.targets(96)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=32)
+
+    def measured(executor: str) -> tuple[LocalModel, int]:
+        torch.manual_seed(0)
+        local = to_local(zoo.build(case), inputs[:4], method=METHODS[method], parts=parts, verify=False)
+        trainer = helpers.trainer(local, executor=executor, progress=False, gather="none")
+        with SavedBytes(exclude=[*local.parameters(), *local.buffers()]) as saved:
+            trainer.fit(loader)
+        return local, saved.peak_bytes
+
+    local, saved = measured("distributed")
+    numbers = numbers_of(local)
+    whole = to_local(zoo.build(case), inputs[:4], method=METHODS[method], parts=parts, verify=False).train()
+    stages = stages_of(whole)
+    arrived = Upward(whole.signature.stream((inputs[:32],), {}), targets[:32])
+    own = 0
+    for stage in stages:
+        with SavedBytes(exclude=[*whole.parameters(), *whole.buffers()]) as alone:
+            _, above = advance(stage.part, arrived.stream)
+            if stage.number in numbers and stage.head is not None:
+                stage.head(stage.task.logits(_) if stage.is_last else _, arrived.target)
+            if stage.number in numbers:
+                own = max(own, alone.peak_bytes)
+        arrived = Upward({name: value.detach() for name, value in above.items()}, arrived.target)
+    weights = sum(t.nbytes for t in weights_of(local).values() if not t.is_meta)
+    expected = sum(weights_of(whole)[n].nbytes for i in numbers for n in names_in(whole, i))
+    return {"saved": saved, "own saved": own, "weights": weights, "own weights": expected}
+
+
+def traced(method: str, parts: int, file: str) -> None:
+    """One epoch with a trace."""
+    local, loader = made("mixed", method, parts)
+    helpers.trainer(local, executor="distributed", progress=False, trace=file).fit(loader)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import localize
+from localize.runtime.messages import Message, Side
+from localize.runtime.sequential import run_batch, stages_of
+from localize.runtime.stage import Half, Stage
 from tests.runtime.cases import METHODS, made
 from tests.runtime.helpers import trainer
 from tests.runtime.several import Several
@@ -186,3 +191,60 @@ def test_what_cannot_be_placed_says_what_can(
 def test_without_torchrun_it_says_how_to_start() -> None:
     with pytest.raises(localize.errors.PlacementError, match="torchrun --nproc-per-node"):
         trainer(made("mixed", "bp", 2)[0], executor="distributed")
+
+
+@pytest.mark.parametrize("method", ["early_exit", "lct", "nwise", "bp"])
+def test_a_rank_needs_the_memory_of_its_part(several: Several, method: str) -> None:
+    for found in several.results(f"{CASES}peaks", 3, method=method, parts=3):
+        assert found["weights"] == found["own weights"]
+        assert found["saved"] <= 1.1 * found["own saved"]
+
+
+# ------------------------------------------------------------------ who does what when
+
+
+class _Log:
+    """An updater and the world outside of a part, which write down what is asked of them."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def send(self, to: Side, message: Message) -> None:
+        self.events.append(f"send {to.name}")
+
+    def receive(self, source: Side) -> Message:
+        raise AssertionError("nothing is to come")
+
+    def begin(self, stage: Stage, loss: Tensor | None) -> None:
+        self.events.append("begin backward")
+
+    def ready(self, stage: Stage, half: Half) -> None:
+        self.events.append(f"update {half}")
+
+
+def test_activations_leave_before_the_backward_pass() -> None:
+    """They once left after it, since the stage went on before its message was delivered: no overlap at all."""
+    local, loader = made("mixed", "early_exit", 2)
+    local.train()
+    inputs, targets = next(iter(loader))
+    log = _Log()
+    run_batch(stages_of(local)[:1], local.signature.stream((inputs,), {}), targets, log, outside=log)
+    assert log.events == ["send ABOVE", "begin backward", "update part", "update head"]
+
+
+@pytest.mark.parametrize(("method", "ranks"), [("early_exit", 2), ("bp", 3)])
+def test_a_trace_shows_what_each_part_did(several: Several, tmp_path: Path, method: str, ranks: int) -> None:
+    file = tmp_path / "trace.json"
+    several.results(f"{CASES}traced", ranks, method=method, parts=3, file=str(file))
+    events = [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] == "X"]
+    for part in (1, 2, 3):
+        own = [event for event in events if event["tid"] == part]
+        for batch in range(1, 8):
+            kinds = [event["cat"] for event in own if event["args"]["batch"] == batch and event["cat"] != "wait"]
+            assert kinds[0] == "forward"
+            assert {"forward", "backward", "update"} <= set(kinds)
+    waits = {(event["tid"], event["args"]["waits_for"]) for event in events if event["cat"] == "wait"}
+    if method == "bp":
+        assert {(1, "part 2"), (2, "part 3")} <= waits
+    else:
+        assert not any(part == 1 for part, _ in waits)  # nobody ever waits for the part above

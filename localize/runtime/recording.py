@@ -1,0 +1,101 @@
+"""What the stages of this process did and when, measured: the intervals of a ``Timeline``.
+
+One thing at a time happens in a process, so each beginning is an end. ``forward`` is the part with its head's loss,
+``backward`` the head's backward pass and the part's, ``wait`` what a rank waits for its neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from localize.runtime import gantt
+from localize.runtime.messages import Action, Receive, Side
+from localize.runtime.stage import Half, Stage, Updater
+from localize.runtime.timeline import Interval, Kind, Timeline
+
+_MOST = 20_000  # intervals of a process; further ones are left out
+
+
+class Recorder:
+    """Collects intervals. Times are those of the wall clock, so that several machines have a common one."""
+
+    def __init__(self) -> None:
+        self.batch = 0  # from 1
+        self._intervals: list[tuple[int, int, Kind, float, float, str]] = []
+        self._open: tuple[int, Kind, float, str] | None = None
+        self._offset = time.time() - time.perf_counter()
+
+    def begin(self, part: int, kind: Kind, waits_for: str = "") -> None:
+        """From now on, part ``part`` does this."""
+        now = self._close()
+        self._open = (part, kind, now, waits_for)
+
+    def end(self) -> None:
+        """From now on, nothing is done."""
+        self._close()
+
+    def _close(self) -> float:
+        now = time.perf_counter() + self._offset
+        if self._open is not None and len(self._intervals) < _MOST:
+            part, kind, start, waits_for = self._open
+            self._intervals.append((part, self.batch, kind, start, now, waits_for))
+        self._open = None
+        return now
+
+    # ---------------------------------------------------------------- what the executor tells
+
+    def goes_on(self, stage: Stage, wish: Action | None) -> None:
+        """A stage goes on, now that it has had what it wanted."""
+        below = isinstance(wish, Receive) and wish.source is Side.BELOW
+        self.begin(stage.number, "forward" if below else "backward")
+
+    def waits(self, stage: Stage, side: Side) -> None:
+        """A stage waits for a neighbour in another process."""
+        self.begin(stage.number, "wait", f"part {stage.number + side.value}")
+
+    # ---------------------------------------------------------------- results
+
+    def plain(self) -> list[list[Any]]:
+        """All intervals as plain data."""
+        return [list(each) for each in self._intervals]
+
+
+class Watched:
+    """An updater that tells a recorder what it does."""
+
+    def __init__(self, updater: Updater, recorder: Recorder) -> None:
+        self._updater, self._recorder = updater, recorder
+
+    def begin(self, stage: Stage, loss: Tensor | None) -> None:
+        self._recorder.begin(stage.number, "backward")
+        self._updater.begin(stage, loss)
+
+    def ready(self, stage: Stage, half: Half) -> None:
+        self._recorder.begin(stage.number, "update")
+        self._updater.ready(stage, half)
+        self._recorder.begin(stage.number, "backward")
+
+
+def write(path: Path, everyone: Sequence[Sequence[Sequence[Any]]], title: str) -> None:
+    """Writes what all ranks recorded: a Chrome trace (``.json``), or a picture (any other suffix).
+
+    Raises:
+        ConfigError: a picture needs matplotlib.
+    """
+    intervals = [
+        Interval(part, batch, kind, start, end, waits_for=waits_for)
+        for one in everyone
+        for part, batch, kind, start, end, waits_for in one
+        if end - start > 1e-6 or kind != "backward"  # between an update and the end of a step, nothing is left
+    ]
+    timeline = Timeline(tuple(intervals), "s", title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        timeline.to_trace(path)
+    else:
+        gantt.draw([timeline], path)
