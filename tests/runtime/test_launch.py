@@ -1,0 +1,73 @@
+"""``localize train --nproc-per-node``: the command starts its own ranks, and one of them speaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localize import PlacementError
+from localize.runtime.launch import launch
+from localize.runtime.placement import assign
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def train(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """``localize train`` of the example model in three parts, one epoch of digits."""
+    command = [sys.executable, "-m", "localize", "train", str(ROOT / "examples" / "model.py"), "--method", "al",
+               "--parts", "3", "--epochs", "1", "--output", str(folder), "--json", *flags]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder.parent)
+
+
+def test_the_command_starts_its_own_ranks(tmp_path: Path) -> None:
+    results: list[dict[str, Any]] = []
+    for name, flags in (("one", ()), ("two", ("--nproc-per-node", "2"))):
+        done = train(tmp_path / name, *flags)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    one, two = results
+    assert two["evaluation"] == one["evaluation"]
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
+    done = train(tmp_path / "none", "--nproc-per-node", "4")
+    assert done.returncode == 2
+    assert done.stderr == "error: There are 4 ranks for 3 parts; start 3 processes, or convert with parts=4.\n"
+    assert done.stdout == ""
+
+
+def test_no_process_is_too_few() -> None:
+    with pytest.raises(PlacementError, match="0 processes cannot train anything"):
+        launch(["localize"], 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.data())
+def test_parts_go_to_ranks_so_that_the_busiest_has_least(costs: list[int], data: st.DataObject) -> None:
+    ranks = data.draw(st.integers(1, len(costs)))
+    found = assign(costs, ranks)
+    assert len(found) == ranks
+    assert all(found)
+    assert [n for numbers in found for n in numbers] == list(range(1, len(costs) + 1))
+    best = min(
+        max(sum(costs[start:end]) for start, end in pairwise((0, *cuts, len(costs))))
+        for cuts in combinations(range(1, len(costs)), ranks - 1)
+    )
+    assert max(sum(costs[n - 1] for n in numbers) for numbers in found) == best
+
+
+def test_more_ranks_than_parts_are_refused() -> None:
+    with pytest.raises(PlacementError, match="There are 3 ranks for 2 parts"):
+        assign([1.0, 1.0], 3)
