@@ -124,7 +124,8 @@ class Part(nn.Module):
             owner, _, leaf = name.rpartition(".")
             holder: Any = _member(self, owner) if owner else self
             if name in self.__dict__["_constants"]:
-                current = fn(held)
+                moved = fn(held)  # to another device, but of the type it has: the model's own casts pass it by, too
+                current = moved if moved.dtype == held.dtype else held.to(moved.device)
             elif isinstance(holder, _Namespace | Part):
                 current = getattr(model.get_submodule(owner), leaf)
             else:

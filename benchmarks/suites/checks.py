@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks.suites import Case
 from benchmarks.suites.compare import finite, observe, other_batch, same
 from localize import LocalizeError, LocalModel, get_method, list_methods, to_local
+from localize.convert.ties import untied
 from localize.errors import CutError, MethodError, TaskError
 from localize.signature import Call
 
@@ -50,7 +51,10 @@ def check(build: Build, parts: int, report: Report) -> None:
         report("captured", failed(error))
         return
     report("captured", "yes")
-    report("split", "yes" if number == parts else f"{number} parts")
+    untying = local.plan.tied == "untie"
+    report("split", ("yes" if number == parts else f"{number} parts") + (", untied" if untying else ""))
+    with untied(twin.model, untying):
+        pass
     report("imbalance", local.plan.imbalance)
     equal = _check_equality(case, twin, build, local, report)
     del local, twin
@@ -61,13 +65,17 @@ def check(build: Build, parts: int, report: Report) -> None:
 def converted(case: Case, parts: int, method: str, verify: bool = False) -> tuple[LocalModel, int]:
     """The case's model in ``parts`` parts, or in as many as it has room for, and their number.
 
+    Where tied parameters leave no room for ``parts``, they are untied.
+
     Raises:
         CutError: it cannot even be split in two.
     """
-    task = case.task
-    for number in range(parts, 1, -1):
+    task, tied = case.task, "colocate"
+    numbers = list(range(parts, 1, -1))
+    while numbers:
+        number = numbers.pop(0)
         try:
-            arguments: dict[str, Any] = {"parts": number, "loss": case.loss, "verify": verify}
+            arguments: dict[str, Any] = {"parts": number, "loss": case.loss, "verify": verify, "tied": tied}
             try:
                 return to_local(case.model, case.inputs, method=get_method(method), task=task, **arguments), number
             except TaskError:
@@ -75,8 +83,10 @@ def converted(case: Case, parts: int, method: str, verify: bool = False) -> tupl
                     raise
                 task = "regression"  # the output fits no task, and none is needed to compare it
                 return to_local(case.model, case.inputs, method=get_method(method), task=task, **arguments), number
-        except CutError:
-            if number == 2:
+        except CutError as error:
+            if tied == "colocate" and "tied='untie'" in str(error):
+                tied, numbers = "untie", [number, *numbers]
+            elif not numbers:
                 raise
     raise AssertionError("unreachable")
 

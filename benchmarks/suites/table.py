@@ -58,7 +58,7 @@ def _cell(row: Row, column: str) -> str:
     value = row.get(column, "")
     if column == "step":
         return _steps(value) if value else ""
-    if column == "split" and value == "yes" and row.get("imbalance", 1) > LOPSIDED:
+    if column == "split" and value.startswith("yes") and row.get("imbalance", 1) > LOPSIDED:
         return f"yes, lopsided ({row['imbalance']:.1f})"
     if isinstance(value, float):
         return f"{value:.3g}" if column == "Mparams" and value < 1 else f"{value:.1f}"
@@ -113,7 +113,7 @@ def summary(rows: Sequence[Row], parts: int, rivals: bool) -> list[str]:
     """Totals, in words."""
     total = len(rows)
     refused = sum(str(row.get("captured", "")).startswith("refused, rightly") for row in rows)
-    split = sum(row.get("split") == "yes" for row in rows)
+    split = sum(str(row.get("split")).startswith("yes") for row in rows)
     tasks = [row for row in rows if row.get("step") and "" not in row["step"]]
     lines = [
         f"{sum(map(right, rows))} of {total} right{f' ({refused} of them refused, rightly)' if refused else ''}, "
@@ -124,7 +124,7 @@ def summary(rows: Sequence[Row], parts: int, rivals: bool) -> list[str]:
     times = [row["seconds"] for row in rows if isinstance(row.get("seconds"), float)]
     if times:
         lines.append(f"Verified conversion: median {statistics.median(times):.2f} s, longest {max(times):.1f} s.")
-    uneven = [row["imbalance"] for row in rows if row.get("split") == "yes" and "imbalance" in row]
+    uneven = [row["imbalance"] for row in rows if str(row.get("split")).startswith("yes") and "imbalance" in row]
     if uneven:
         above = sum(ratio > LOPSIDED for ratio in uneven)
         lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from inspect import getattr_static
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,7 @@ class Constants:
     def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]]) -> None:
         """``attributes`` are those of the modules before the recording: what a forward leaves there is no constant."""
         self._places = [*attributes, *(vars(kind) for module in modules for kind in type(module).__mro__)]
-        forwards = (getattr(type(module).forward, "__globals__", {}) for module in modules)
+        forwards = (getattr(getattr_static(module, "forward", None), "__globals__", {}) for module in modules)
         self._places += {id(variables): variables for variables in forwards}.values()
         self._known: dict[int, Tensor] | None = None
 
