@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,14 +76,23 @@ def made(model: str, method: str, parts: int) -> tuple[LocalModel, DataLoader[An
 def trained(
     model: str, method: str, parts: int, executor: str, folder: Path, epochs: int, **options: Any
 ) -> tuple[LocalModel, list[dict[str, Any]], dict[str, Any], Snapshot]:
-    """Model, history, scores and last checkpoint after training."""
+    """Model, history, scores before and after, and last checkpoint. Only the first rank may read data."""
     local, loader = made(model, method, parts)
+    data: Any = Untouchable() if executor == "distributed" and rank() else loader
     trainer = helpers.trainer(local, folder, executor=executor, progress=False, **options)
-    rows = trainer.fit(loader, loader, epochs=epochs)
-    scores = trainer.evaluate(loader)
+    scores = {"before": trainer.evaluate(data)}
+    rows = trainer.fit(data, data, epochs=epochs)
+    scores["after"] = trainer.evaluate(data)
     snapshot = checkpoint.load(folder)
     assert snapshot is not None
     return local, helpers.timeless(rows), scores, snapshot
+
+
+class Untouchable:
+    """A loader that nobody is to read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("only the first rank reads data")
 
 
 def rank() -> int:
