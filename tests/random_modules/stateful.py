@@ -75,7 +75,7 @@ BUFFERS = [
         weight=1,
     ),
     *_every("old = self.{a}\nself.{a} = {v}.detach().mean()\n{n} = {v} + old",
-            init="self.register_buffer('{a}', torch.zeros(()))", weight=1, pending="rebind"),
+            init="self.register_buffer('{a}', torch.zeros(()))", weight=1),
     *_every("self.{a}.data = self.{a}.data + 1\n{n} = {v} + self.{a}",
             init="self.register_buffer('{a}', torch.zeros(()))", weight=1),
     *_every("{n} = {v} + self.{a}[: {v}.shape[-1]]", "{n} = {v} * self.{a}[..., : {v}.shape[-1]]",
