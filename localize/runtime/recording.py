@@ -31,7 +31,9 @@ class Recorder:
         self._offset = time.time() - time.perf_counter()
 
     def begin(self, part: int, kind: Kind, waits_for: str = "") -> None:
-        """From now on, part ``part`` does this."""
+        """From now on, part ``part`` does this, unless that is what it does already."""
+        if self._open is not None and self._open[:2] == (part, kind):
+            return
         now = self._close()
         self._open = (part, kind, now, waits_for)
 
@@ -78,7 +80,7 @@ class Watched:
     def ready(self, stage: Stage, half: Half) -> None:
         self._recorder.begin(stage.number, "update")
         self._updater.ready(stage, half)
-        self._recorder.begin(stage.number, "backward")
+        self._recorder.end()
 
 
 def write(path: Path, everyone: Sequence[Sequence[Sequence[Any]]], title: str) -> None:
@@ -91,7 +93,6 @@ def write(path: Path, everyone: Sequence[Sequence[Sequence[Any]]], title: str) -
         Interval(part, batch, kind, start, end, waits_for=waits_for)
         for one in everyone
         for part, batch, kind, start, end, waits_for in one
-        if end - start > 1e-6 or kind != "backward"  # between an update and the end of a step, nothing is left
     ]
     timeline = Timeline(tuple(intervals), "s", title)
     path.parent.mkdir(parents=True, exist_ok=True)
