@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -72,6 +74,55 @@ def test_leaving_the_integers_pins(read: Callable[[Any], Any], sink: Sink) -> No
     assert set(sink.guards) == {(6, "eq", 6, True)}
 
 
+LEAVING: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "index": (lambda n: list("abcdefgh")[n], "g"),
+    "slice": (lambda n: list("abcdefgh")[n:], ["g", "h"]),
+    "tuple": (lambda n: ("a",) * n, ("a",) * 6),
+    "text": (lambda n: "ab" * n, "ab" * 6),
+    "float": (lambda n: 0.5 * n, 3.0),
+    "float minus": (lambda n: 0.5 - n, -5.5),
+    "true": (lambda n: n / 4, 1.5),
+    "reflected": (lambda n: 3 / n, 0.5),
+    "hash": (hash, 6),
+    "key": (lambda n: {6: "x"}.get(n), "x"),
+    "set": (lambda n: n in {5, 6}, True),
+    "f-string": (lambda n: f"{n:03d}|{n}", "006|6"),
+    "percent": (lambda n: "%d" % n, "6"),  # noqa: UP031
+    "str": (str, "6"),
+    "gcd": (lambda n: math.gcd(n, 4), 2),
+    "comb": (lambda n: math.comb(n, 2), 15),
+    "range": (lambda n: list(range(n)), [0, 1, 2, 3, 4, 5]),
+    "zeros": (lambda n: numpy.zeros(n).shape, (6,)),
+    "islice": (lambda n: list(itertools.islice("abcdefgh", n)), list("abcdef")),
+    "complex": (complex, 6 + 0j),
+    "bits": (lambda n: n.bit_length(), 3),
+    "power": (lambda n: 2.0**n, 64.0),
+}
+
+
+@pytest.mark.parametrize("case", LEAVING)
+def test_whatever_wants_a_plain_number_pins(case: str, sink: Sink) -> None:
+    """As a subclass of ``int`` it gave itself away without a word to C code: another size was silently wrong."""
+    read, expected = LEAVING[case]
+    found = read(recorded(6, sink))
+    assert found == expected
+    assert (6, "eq", 6, True) in sink.guards
+
+
+def test_asking_what_it_is_pins_nothing(sink: Sink) -> None:
+    n = recorded(6, sink)
+    assert isinstance(n, int)
+    assert isinstance(n, torch.SymInt)
+    assert type(n) is RecordedInt
+    assert not isinstance(n, float | bool | Tensor)
+    assert [n, n] == [n, n]
+    assert not hasattr(n, "__torch_function__")
+    assert not hasattr(n, "shape")
+    with pytest.raises(AttributeError, match="has no attribute 'shape'"):
+        _ = n.shape
+    assert sink.guards == []
+
+
 def test_is_an_integer(sink: Sink) -> None:
     n = recorded(6, sink)
     assert isinstance(n, int)
@@ -130,6 +181,13 @@ FLEXIBLE: dict[str, Callable[[Tensor], Tensor]] = {
     "factory": lambda x: torch.zeros(x.shape) + x,
     "mask": lambda x: x.masked_fill(torch.ones(x.size(1), x.size(1)).triu(1).bool()[:, :1], 0.0),
     "ceil": lambda x: x[: math.ceil(x.shape[0])],
+    "isinstance": lambda x: x.reshape(x.shape[0] if isinstance(x.shape[0], int) else -1, -1),
+    "norm": lambda x: nn.LayerNorm(x.shape[-1], elementwise_affine=False)(x),
+    "half": lambda x: x[:, x.shape[1] // 2 :].flatten(0, 1),
+    "empty": lambda x: x if x.shape[0] else -x,
+    "minimum": lambda x: x[:, : min(x.shape[1], 100)],
+    "new": lambda x: x + x.new_zeros(1, x.size(1), 4),
+    "expand": lambda x: x + torch.ones(4).expand(x.shape[0], x.shape[1], 4),
 }
 
 
@@ -151,6 +209,15 @@ SPECIALISED: dict[str, Callable[[Tensor], Tensor]] = {
     "repeat": lambda x: sum([x] * x.size(1)),
     "dictionary": lambda x: x * {6: 1.0}.get(x.size(1), 2.0),
     "constant": lambda x: x * torch.ones(x.size(1), 4).sum().item(),
+    "list index": lambda x: x * [1, 2, 3, 4, 5, 6, 7][x.size(1)],
+    "list slice": lambda x: x * sum([1, 2, 3, 4, 5, 6, 7][: x.size(1)]),
+    "float left": lambda x: x * (0.5 * x.size(1)),
+    "set": lambda x: x * (2 if x.size(1) in {6, 7} else 3),
+    "text": lambda x: x * len("a" * x.size(1)),
+    "f-string": lambda x: x * float(f"1.{x.size(1)}"),
+    "gcd": lambda x: x * math.gcd(x.size(1), 12),
+    "range": lambda x: x * sum(range(x.size(1))),
+    "numel": lambda x: x * x.shape[1:].numel(),
 }
 
 
