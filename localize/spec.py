@@ -69,7 +69,7 @@ class TensorSpec:
 
 def indices_of(tensor: Tensor) -> tuple[float, ...] | None:
     """The values of an integer or boolean tensor, as plain numbers; None for floating-point or large ones."""
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() > _MOST_INDICES:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or tensor.numel() > _MOST_INDICES:
         return None
     return tuple(tensor.flatten().tolist())
 

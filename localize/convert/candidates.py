@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
+
+from localize.convert.liveness import dependencies
 from localize.convert.partition import HeadCost
 from localize.convert.traced import Profile, TracedModel
 from localize.errors import MethodError, problem_list
+from localize.heads.base import Method
 from localize.spec import CutPoint
 
 _SHOWN = 4  # names of cuts in one line of an error message
@@ -45,6 +51,36 @@ def fitting(points: Points, head_cost: HeadCost, parts: int | str) -> Points:
         problems = [f"after {_listed(after)}: {reason}" for reason, after in refusals.items()]
         raise MethodError(problem_list("No place to cut", problems))
     return _only(points, names)
+
+
+def check_reach(traced: TracedModel, profile: Profile, chosen: Sequence[CutPoint], method: Method) -> None:
+    """Raises ``MethodError`` where no loss that is to train a part depends on all of it; lists all such parts.
+
+    Cuts between two branches do that: the hidden state is one branch, and the other one would learn nothing.
+    """
+    nodes = list(traced.train_graph.nodes)
+    depends_on = dependencies(nodes, profile)
+    readers = [i for i, node in enumerate(nodes) if profile.nodes[node.name].params]
+    if not readers or not method.heads_below:
+        return
+    parts = len(chosen) + 1
+    everything = depends_on[nodes[readers[-1]].name]  # what the model's own output depends on
+    reached = [*(depends_on[point.primary] for point in chosen), everything]
+    below = [bisect_left(readers, position) for position in (0, *(point.position for point in chosen))]
+    problems = []
+    for number, (start, stop) in enumerate(pairwise((*below, len(readers))), 1):
+        own = everything & ((1 << stop) - (1 << start))
+        losses = [j for j in range(1, parts + 1) if number in method.trains(j, parts)]
+        for loss in losses:
+            own &= ~reached[loss - 1]
+        if own and losses:
+            names = " and ".join(f"part {j}" for j in losses)
+            problems.append(f"part {number} is trained by the loss of {names}, which does not depend on all of it.")
+    if problems:
+        raise MethodError(
+            f"{problem_list(f'Method {method.name!r} would leave layers untrained', problems)}\n"
+            "Cut where branches meet (cuts=), use fewer parts, or a method whose loss reaches only its own part (scpl)."
+        )
 
 
 def _listed(names: list[str]) -> str:

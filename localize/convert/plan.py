@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from localize.convert.candidates import Points, below_classifier, fitting
+from localize.convert.candidates import Points, below_classifier, check_reach, fitting
 from localize.convert.cuts import choose_cuts, classifier_cut, find_cuts
 from localize.convert.graft import HeadCosts
 from localize.convert.logits import empty_output, logits_leaf, logits_spec
@@ -152,6 +152,7 @@ class Planner:
         else:
             points = self._usable(parts)
             chosen = self._best(points[True], parts, memory_budget_bytes)
+        check_reach(self.traced, self.profiles[True], [points[True][i] for i in chosen], self.method)
         by_mode = {
             mode: Cuts(
                 tuple(points[mode][i] for i in chosen),

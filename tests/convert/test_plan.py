@@ -6,8 +6,10 @@ import re
 from functools import cache
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from localize import list_methods
+from localize import list_methods, to_local
 from localize.convert.plan import Planner
 from localize.convert.record import trace
 from localize.convert.traced import TracedModel
@@ -57,3 +59,34 @@ def test_heads_count_where_time_is_balanced() -> None:
     whole = sum((part.part for part in plan.parts), Cost())
     assert whole.time_ms is not None
     assert plan.parts[0].head.time_ms == pytest.approx(whole.time_ms / whole.flops * plan.parts[0].head.flops)
+
+
+class Branches(nn.Module):
+    """Two branches side by side, which meet at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.b = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.c = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.a(x)
+        return self.c(left + self.b(x))
+
+
+def test_a_loss_that_does_not_reach_its_part_is_refused() -> None:
+    """Two-wise: part 1 learns from the loss of part 2, which stands on the other branch."""
+    x = torch.randn(4, 8)
+    with pytest.raises(MethodError, match=r"part 1 is trained by the loss of part 2, which does not depend"):
+        to_local(Branches(), x, method="nwise", cuts=["a.1", "b.1"])
+    to_local(Branches(), x, method="bp", cuts=["a.1", "b.1"])  # its one loss reaches everything
+
+
+def test_models_without_data_are_planned() -> None:
+    """A model that is too large to run can be converted on the meta device."""
+    with torch.device("meta"):
+        model, x = nn.Sequential(*[nn.Linear(4096, 4096) for _ in range(8)]), torch.empty(2, 4096)
+    plan = to_local(model, x, method="bp", parts=4, task="regression").plan
+    assert [part.part.param_bytes for part in plan.parts] == [4 * 2 * (4096 * 4096 + 4096)] * 4
+    assert any("not compared" in note for note in plan.notes)
