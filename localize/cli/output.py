@@ -16,6 +16,39 @@ from localize.spec import plain
 
 Mode = Literal["table", "json", "quiet"]
 _WIDE = 160  # columns of a table that no terminal limits
+_PREFIXES = ("", "k", "M", "G", "T", "P")  # powers of 1000
+_THOUSAND = 999.5  # what three digits round to 1000
+
+
+class Quantity(float):
+    """A number that a table shows with three digits, a prefix and its unit: ``8.19 kB``. JSON shows the number."""
+
+    unit = ""
+
+    def __str__(self) -> str:
+        value, prefixes = float(self), list(_PREFIXES)
+        while abs(value) >= _THOUSAND and len(prefixes) > 1:
+            value, prefixes = value / 1000, prefixes[1:]
+        return f"{value:.3g} {prefixes[0]}{self.unit}".rstrip()
+
+
+class Bytes(Quantity):
+    """Bytes."""
+
+    unit = "B"
+
+
+class Flops(Quantity):
+    """Floating-point operations."""
+
+    unit = "FLOPs"
+
+
+class Share(float):
+    """A share of a whole, shown in percent."""
+
+    def __str__(self) -> str:
+        return f"{100 * self:.0f} %"
 
 
 @dataclass(frozen=True)
@@ -49,10 +82,24 @@ class Output:
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
         for i, column in enumerate(columns):
             numeric = bool(body) and all(isinstance(row[i], int | float | None) for row in body)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
         for row in body:
             table.add_row(*(_cell(value) for value in row))
         _console(sys.stdout).print(table, markup=False)
+
+    def facts(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """A title, and below it what is said under each label, wrapped to the width of the terminal."""
+        if self.mode != "table":
+            return
+        grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+        grid.add_column()
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, text in rows:
+            grid.add_row("", label, text)
+        console = _console(sys.stdout)
+        console.print(title, markup=False)
+        console.print(grid, markup=False)
 
     def note(self, text: str) -> None:
         """Progress and advice, on stderr."""
@@ -77,6 +124,8 @@ def _console(stream: TextIO) -> Console:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, Quantity | Share):
+        return str(value)
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
