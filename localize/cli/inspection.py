@@ -24,6 +24,7 @@ from localize.spec import Plan, TensorSpec
 
 _GUARDS: dict[Any, str] = {check_size: "size", check_count: "count", check_value: "value", check_result: "result"}
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 _WHOLE, _SETS, _UNSET = "kept whole: ", "sets ", ": parts do not"
 
 
@@ -166,7 +167,7 @@ def _decision(kind: str, args: tuple[Any, ...]) -> tuple[str, str]:
     if kind == "size":
         _, comparison, other, outcome, where = args
         right = "another size" if isinstance(other, fx.Node) else other
-        return f"a size {_SIGNS[comparison]} {right} is {outcome}", where
+        return f"a size {_SIGNS[comparison if outcome else _OPPOSITE[comparison]]} {right}", where
     if kind == "count":
         return f"an operation gives {args[1]} tensors", args[2]
     return (f"{args[0]} gives {args[1]}" if kind == "value" else f"a module returns {args[1]}"), args[2]

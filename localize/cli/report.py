@@ -11,6 +11,7 @@ from localize.cli.output import Bytes, Flops, Output, Quantity, Share
 from localize.spec import Plan
 
 _ROWS, _LISTED = 24, 6  # of the table of cuts, and of a list of names
+_ALIKE = 3  # names that are worth a star
 _WORTH_SAYING = 1.01  # imbalance that one stretch of the model forces
 _TOLD = ("kept whole: ", "decides on values at ", "sets ", "train and eval mode ", "example inputs ")  # elsewhere
 
@@ -87,13 +88,21 @@ def _limit_facts(limit: Mapping[str, Any], plan: Plan) -> Iterator[tuple[str, st
 
 
 def gathered(names: Sequence[str], listed: int) -> str:
-    """Names on one line, those that differ only in numbers as one: ``layer.*.attention (12)``."""
+    """Names on one line, three or more that differ only in numbers as one: ``layer.*.attention (12)``."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)
-    texts = [found[0] if len(found) == 1 else f"{kind} ({len(found)})" for kind, found in alike.items()]
+        alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    texts: list[str] = []
+    for found in alike.values():
+        texts += found if len(found) < _ALIKE else [f"{_pattern(found)} ({len(found)})"]
     more = len(texts) - listed
     return ", ".join(texts[:listed]) + (f" and {more} more" if more > 0 else "")
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """What names have in common, a star for every number in which they differ."""
+    columns = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(pieces[0] if len(set(pieces)) == 1 else "*" for pieces in columns)
 
 
 def _show_cuts(out: Output, report: Mapping[str, Any], everything: bool) -> None:

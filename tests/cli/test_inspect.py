@@ -226,12 +226,22 @@ def test_untied_weights_block_nothing(inspect: Inspect) -> None:
 def test_guards_and_settings(inspect: Inspect) -> None:
     capture = inspect.json("Branch", "-m", "bp")["capture"]
     [guard] = capture["guards"]
-    assert (guard["kind"], guard["decision"]) == ("size", "a size > 1 is True")
+    assert (guard["kind"], guard["decision"]) == ("size", "a size > 1")
     assert guard["where"].startswith("nets.py:")
     assert {"module": "", "name": "strength", "value": 0.5} in capture["settings"]
     text = inspect("Branch", "-m", "bp")
     assert "nets.py:" in lines(text, "checked")[0]
     assert "strength" in lines(text, "settings")[0]
+
+
+@pytest.mark.parametrize(
+    ("condition", "decision"),
+    [("> 1", "> 1"), ("< 3", ">= 3"), ("!= 4", "== 4"), ("== x.shape[1]", "!= another size")],
+)
+def test_a_guard_says_what_must_stay_so(inspect: Inspect, condition: str, decision: str) -> None:
+    Path("nets.py").write_text(MODELS.replace("x.shape[0] > 1", f"x.shape[0] {condition}"))
+    [guard] = inspect.json("Branch", "-m", "bp")["capture"]["guards"]
+    assert guard["decision"] == f"a size {decision}"
 
 
 def test_the_limit_is_a_lower_bound_and_names_the_layer(inspect: Inspect) -> None:
@@ -315,6 +325,8 @@ def test_what_is_wrong_is_one_line(inspect: Inspect) -> None:
     [
         (["a.0.b", "a.1.b", "a.12.b"], "a.*.b (3)"),
         (["layer1", "layer2"], "layer1, layer2"),
+        (["b.0.norm1", "b.1.norm1", "b.2.norm1", "c_1"], "b.*.norm1 (3), c_1"),
+        ([f"layer_{i}.0" for i in range(12)], "layer_*.0 (12)"),
         (["a.0", "c", "d", "e"], "a.0, c and 2 more"),
     ],
 )
