@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from localize.convert.restore import ModelState
+from localize.convert.storages import storage_of
 
 
 class LeafCall:
@@ -93,66 +94,8 @@ class Audit(TorchDispatchMode):
         return result
 
 
-class SideRead(nn.Module):
-    """Reads an attribute that a module's forward sets, right after its call.
-
-    It refers to the owner without being its parent: the owner's parameters stay where they are.
-    """
-
-    def __init__(self, owner: nn.Module, attribute: str, key: Any = None) -> None:
-        super().__init__()
-        self.__dict__["owner"] = owner
-        self.attribute, self.key = attribute, key
-
-    def forward(self, _: Any) -> Any:
-        value = getattr(self.__dict__["owner"], self.attribute)
-        return value if self.key is None else value[self.key]
-
-    def extra_repr(self) -> str:
-        return self.attribute if self.key is None else f"{self.attribute}[{self.key!r}]"
-
-
-def find_left(tensor: Tensor, leaf: nn.Module) -> tuple[nn.Module, str, Any] | None:
-    """Where ``leaf`` left ``tensor``: (a module inside, its attribute, the key if that is a dict)."""
-    return next((place for place, held in _left(leaf) if held is tensor), None)
-
-
-def has_left(tensor: Tensor, leaf: nn.Module) -> bool:
-    """Whether ``leaf`` left ``tensor`` or a view of it somewhere inside."""
-    storage = storage_of(tensor)
-    found = (storage_of(held) for _, held in _left(leaf, deep=True))
-    return any(other is not None and other._cdata == storage._cdata for other in found)
-
-
-def _left(leaf: nn.Module, deep: bool = False) -> Iterator[tuple[tuple[nn.Module, str, Any], Tensor]]:
-    """(place, tensor) of plain attributes and buffers, and of dicts; ``deep``: also of lists and other objects."""
-    for module in leaf.modules():
-        for name, value in (*vars(module).items(), *module._buffers.items()):
-            if isinstance(value, Tensor):
-                yield (module, name, None), value
-            elif name in ("_parameters", "_buffers", "_modules"):
-                continue
-            elif type(value) is dict:
-                yield from (((module, name, key), item) for key, item in value.items() if isinstance(item, Tensor))
-            elif deep and not isinstance(value, nn.Module):
-                yield from (((module, name, None), item) for item in _inside(value))
-
-
-def _inside(value: Any) -> list[Tensor]:
-    items = value if isinstance(value, list | tuple) else getattr(value, "__dict__", {})
-    return tensors_in(dict(items) if isinstance(items, dict) else list(items))
-
-
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors of an operator's arguments or results."""
     if isinstance(value, Tensor):
         return [value]
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def storage_of(tensor: Tensor) -> Any:
-    """The storage of a tensor; None for kinds that have none of their own, the sparse ones."""
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return None

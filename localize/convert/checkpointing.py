@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 _TORCH = torch.utils.checkpoint.__file__
-_RECORDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "recorder.py")
+_ENTERS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "module_calls.py")
 
 
 class Checkpointed:
@@ -37,12 +37,12 @@ def is_checkpointed(module: nn.Module) -> bool:
     """Whether the module is being called by ``torch.utils.checkpoint``, and does not see to that in its own call."""
     if type(module).__call__ is not nn.Module.__call__:
         return False
-    frame: FrameType | None = sys._getframe(2)  # past ``call_module``
+    frame: FrameType | None = sys._getframe(2)  # past ``ModuleCalls.call``
     while frame is not None:
         filename = frame.f_code.co_filename
         if filename == _TORCH and frame.f_code.co_name in ("checkpoint", "_checkpoint_impl"):
             return True
-        if filename == _RECORDER and frame.f_code.co_name == "_enter":
+        if filename == _ENTERS and frame.f_code.co_name == "_enter":
             return False
         frame = frame.f_back
     return False

@@ -36,7 +36,6 @@ class Constants:
             frame = frame.f_back
         return False
 
-
     def holds_module(self, module: nn.Module) -> bool:
         """Whether ``module`` is, or is inside of, what a module or class keeps in a plain attribute, list or dict."""
         kept = (item for place in self._places for value in list(place.values()) for item in _one_level(value))

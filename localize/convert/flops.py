@@ -122,7 +122,7 @@ def _grouped(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
 
 def _distances(x: Tensor, y: Tensor, *_: Any, **__: Any) -> int:
     """``cdist`` of (…, P, D) and (…, R, D): a multiply-add for each of the D differences of each pair."""
-    samples = math.prod(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
+    samples = int(math.prod(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])))
     return 2 * samples * x.shape[-2] * y.shape[-2] * x.shape[-1]
 
 

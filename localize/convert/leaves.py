@@ -16,9 +16,7 @@ _CONTAINERS = (
     nn.TransformerDecoder,
 )
 
-
 _LARGE = 1 / 2  # of all parameters: a leaf of that size would leave little to cut
-
 _STATEFUL = nn.modules.batchnorm._NormBase  # a user's kind of it counts batches in train mode only
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from localize.convert.context import Context
 from localize.convert.functions import tensors_of
-from localize.convert.leaves import LeafPolicy, is_library
+from localize.convert.leaves import is_library
 from localize.convert.numbers import Origin
 from localize.convert.obstacle import Remedy, user_location
 from localize.convert.quirks import chooses_mask
-from localize.convert.settings import Settings
 from localize.convert.sizes import plain, recorded
 from localize.convert.values import check_value, is_guardable
 from localize.convert.writer import GraphWriter
@@ -23,10 +22,8 @@ _HARMLESS_SETS = frozenset({"requires_grad"})
 class Reads:
     """Answers what Python asks of a tensor, and notes in the graph what has to be noted."""
 
-    def __init__(
-        self, writer: GraphWriter, policy: LeafPolicy, settings: Settings, module_at: Callable[[str], nn.Module]
-    ) -> None:
-        self._writer, self._policy, self._settings, self._module_at = writer, policy, settings, module_at
+    def __init__(self, context: Context, writer: GraphWriter) -> None:
+        self._context, self._writer = context, writer
 
     def access(self, func: Any, name: str, args: Any) -> Any:
         """A property of a tensor is read or set."""
@@ -40,7 +37,7 @@ class Reads:
         if attribute == "shape":
             return self._writer.numbers.sizes(tensor, "size", value)
         if attribute == "dtype" and tensor.is_floating_point():
-            self._settings.reads_dtype = True
+            self._context.settings.reads_dtype = True
         if attribute == "device":
             return self._writer.numbers.device(tensor, value)
         if not isinstance(value, Tensor) or value is tensor:
@@ -71,7 +68,7 @@ class Reads:
         if origin is Origin.SIZE and isinstance(value, bool | int | float):
             return self._guarded(value, name, args, kwargs)
         if can_guard and self._guards_here(name):
-            self._policy.guarded.setdefault(user_location(), name)
+            self._context.policy.guarded.setdefault(user_location(), name)
             return self._guarded(value, name, args, kwargs)
         remedy = Remedy.GUARD if can_guard else Remedy.WHOLE
         raise self._writer.obstacle(f"Python depends on a tensor's values ({name})", remedy)
@@ -81,8 +78,8 @@ class Reads:
         if chooses_mask(user_location()):
             raise self._writer.obstacle("a mask is looked at", Remedy.GENERAL)
         # torch's own containers only look at masks, to choose a kernel; the masks are the same at every call.
-        by_torch = name == "__bool__" and is_library(self._module_at(self._writer.scope))
-        return by_torch or self._policy.guards(self._writer.scope)
+        by_torch = name == "__bool__" and is_library(self._context.modules[self._writer.scope])
+        return by_torch or self._context.policy.guards(self._writer.scope)
 
     def _guarded(self, value: Any, name: str, args: Any, kwargs: Any) -> Any:
         nodes, named_nodes = self._writer.argument(args), self._writer.argument(kwargs)
