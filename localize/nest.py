@@ -126,8 +126,8 @@ def _opened_leaf(value: Any, above: tuple[int, ...]) -> Any:
     items = {key: _opened(item, above) for key, item in inside.items()}
     moving = tuple(name for name, item in attributes.items() if _moves(item))
     keys = tuple(key for key, item in items.items() if _moves(item) or _is_size(value))
-    if not moving and not keys and not _is_size(value):
-        return value
+    if not moving and not keys and not _is_size(value) and not (len(above) > 1 and held and not inside):
+        return value  # inside of another object, one without tensors (an empty layer of a cache) is no leaf either
     fixed = {name: item for name, item in held.items() if name not in moving}
     fixed_items = {key: item for key, item in inside.items() if key not in keys}
     shape = _Shape(type(value), tuple(attributes), moving, keys, fixed, fixed_items, tuple(items))

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from localize import nest
 from localize.convert.batch_axis import batch_axes, resized
 from localize.convert.compare import gradients_differ, outputs_differ, tensors_differ
 from localize.convert.restore import preserved
@@ -132,7 +132,7 @@ def _difference(expected: Outcome, found: Outcome, tolerance: float) -> str | No
         difference = tensors_differ(expected.buffers, found.buffers, "buffer")
         if difference:
             return difference
-    return gradients_differ(expected.grads, found.grads)
+    return gradients_differ(expected.grads, found.grads) if expected.grads else None
 
 
 def _run(model: nn.Module, parts: Sequence[Part], trial: Trial, run: Callable[[Sequence[Tensor]], Any]) -> Outcome:
@@ -143,13 +143,19 @@ def _run(model: nn.Module, parts: Sequence[Part], trial: Trial, run: Callable[[S
         torch.manual_seed(0)
         for call in range(2 if trial.training else 1):
             inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in trial.inputs]
+            output = None  # the graph of the call before goes first
             output = run(inputs)
-            if call:
-                grads = _gradients(model, output)
-            outputs.append(pytree.tree_map_only(Tensor, Tensor.detach, output))
-            del output
-        left = [leaf.detach() for leaf in inputs]
-        return Outcome(outputs, left, {name: buffer.clone() for name, buffer in model.named_buffers()}, grads)
+            outputs.append(_detached(output))
+        left = [leaf.detach().clone() for leaf in inputs]
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        if trial.training:  # last: a checkpoint that computes again may touch buffers
+            grads = _gradients(model, output)
+        return Outcome(outputs, left, buffers, grads)
+
+
+def _detached(output: Any) -> Any:
+    leaves, spec = nest.flatten(output)
+    return nest.unflatten([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
 
 def _gradients(model: nn.Module, output: Any) -> dict[str, Tensor | None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localize.errors import ConfigError, TraceError
 from localize.signature import Call, CallSignature
-from tests.convert.recording import assert_same, capture, runnable
+from tests.convert.recording import assert_same, capture, run_graph, runnable
 
 Pair = namedtuple("Pair", "first second")
 
@@ -120,7 +120,9 @@ def test_structured_calls_and_outputs() -> None:
     assert_same(model, traced, **call(3))
 
 
-def test_output_of_an_unknown_type() -> None:
+def test_output_of_a_type_of_ones_own() -> None:
+    """Opened by its attributes, and made anew; without tensors to be found in it, refused."""
+
     class Own:
         def __init__(self, x: Tensor) -> None:
             self.x = x
@@ -129,8 +131,16 @@ def test_output_of_an_unknown_type() -> None:
         def forward(self, x: Tensor) -> Own:
             return Own(x * 2)
 
-    with pytest.raises(TraceError, match=r"returns a Own.*register"):
-        capture(Gives(), X)
+    class Keeps(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return iter([x * 2])
+
+    traced = capture(Gives(), X)
+    found = run_graph(traced, [X], training=True)
+    assert type(found) is Own
+    assert torch.equal(found.x, X * 2)
+    with pytest.raises(TraceError, match=r"returns a list_iterator that holds no tensor"):
+        capture(Keeps(), X)
 
 
 def test_runnable_leaves_the_users_modules_alone() -> None:

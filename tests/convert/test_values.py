@@ -159,10 +159,7 @@ SIZED: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }
 
 
-OPEN = pytest.mark.xfail(raises=(TraceError, pytest.fail.Exception), strict=True, reason="loops over nonzero: recorder")
-
-
-@pytest.mark.parametrize("case", [pytest.param(c, marks=OPEN) if c in ("loop", "pairs") else c for c in SIZED])
+@pytest.mark.parametrize("case", SIZED)
 def test_sizes_that_depend_on_values_keep_a_block_whole(case: str) -> None:
     """How many values fit is as good as a value; a batch with another number was once computed with the example's."""
     model = blocks(SIZED[case])
@@ -171,7 +168,6 @@ def test_sizes_that_depend_on_values_keep_a_block_whole(case: str) -> None:
         assert_same(model, traced, value)
 
 
-@OPEN
 def test_a_loop_that_runs_for_no_value_at_capture() -> None:
     """It leaves no node; it must leave a check, or it never runs again."""
     model = Root(lambda h, x: h + sum(h[i].sum() for i in torch.where(x[:, 0] > 0)[0]))
