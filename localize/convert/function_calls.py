@@ -47,7 +47,10 @@ class FunctionCalls:
         before = versions((args, kwargs))
         result = func(*plain(args), **plain(kwargs))
         written = [*in_place(name, args, kwargs), *(() if name in OWN_STATE else changed(before))]
-        if not written and name != "_assert" and next(tensors_of(result), None) is None:
+        splits = name in SPLITTERS and isinstance(result, tuple | list)
+        if splits and self._is_dynamic(args):
+            self._writer.check_decision("Python goes through as many tensors as values fit a condition")
+        if not splits and not written and name != "_assert" and next(tensors_of(result), None) is None:
             if result is not None and name.endswith("hook") and before:
                 raise self._writer.obstacle(f"a hook is put on a tensor ({name})")
             return result
@@ -60,9 +63,7 @@ class FunctionCalls:
             self._writer.origins[node] = Origin.DATA
         if sized_by_values(name, args, kwargs) or self._as_many(args, result):
             node.meta["dynamic"] = True
-        if name in SPLITTERS:
-            if node.meta.get("dynamic"):
-                self._writer.check_decision("Python goes through as many tensors as values fit a condition")
+        if splits:
             self._writer.create("call_function", check_count, (node, len(result), user_location()))
         return self._writer.bind_call(result, node, written)
 
@@ -76,6 +77,11 @@ class FunctionCalls:
             result = call(*plain(args), **plain(kwargs))
             node = self._writer.call("call_function", autograd_function(kind), *nodes)
             return self._writer.bind_call(result, node, changed(before))
+
+    def _is_dynamic(self, args: Any) -> bool:
+        """Whether the first argument is a tensor whose size depends on values."""
+        maker = self._writer.maker(args[0]) if args and isinstance(args[0], Tensor) else None
+        return maker is not None and bool(maker.meta.get("dynamic"))
 
     def _as_many(self, args: Any, result: Any) -> bool:
         """Whether a result has as many rows as an argument whose size depends on values."""

@@ -141,7 +141,7 @@ def _run(model: nn.Module, parts: Sequence[Part], trial: Trial, run: Callable[[S
     grads: dict[str, Tensor | None] = {}
     with _unfused(), preserved(model, *parts, training=trial.training), torch.set_grad_enabled(trial.training):
         torch.manual_seed(0)
-        for call in range(2 if trial.training else 1):
+        for _ in range(2 if trial.training else 1):
             inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in trial.inputs]
             output = None  # the graph of the call before goes first
             output = run(inputs)
