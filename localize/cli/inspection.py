@@ -85,13 +85,14 @@ def about_capture(planner: Planner, notes: Sequence[str]) -> dict[str, Any]:
     traced = planner.traced
     checks = [c for c in traced.extras.values() if isinstance(c, CheckSettings)]
     entries = {(path, name): value for c in checks for _, path, name, value in c.__dict__["entries"]}
+    settings = [(path, name, value) for (path, name), value in entries.items() if name != "training"]  # modes are told
     not_set = [n.removeprefix(_SETS).partition(_UNSET)[0] for n in notes if n.startswith(_SETS) and _UNSET in n]
     return {
         "graphs": 1 if traced.modes_agree else 2,
         "calls": sum(node.op.startswith("call_") for node in traced.train_graph.nodes),
         "kept_whole": _kept_whole(planner, _reasons(notes)),
         "guards": list(_guards(traced)),
-        "settings": [{"module": path, "name": name, "value": value} for (path, name), value in entries.items()],
+        "settings": [{"module": path, "name": name, "value": value} for path, name, value in settings],
         "not_set": [name for names in not_set for name in names.split(", ")],
         "notes": list(notes),
     }
@@ -170,7 +171,7 @@ def _decision(kind: str, args: tuple[Any, ...]) -> tuple[str, str]:
         return f"a size {_SIGNS[comparison if outcome else _OPPOSITE[comparison]]} {right}", where
     if kind == "count":
         return f"an operation gives {args[1]} tensors", args[2]
-    return (f"{args[0]} gives {args[1]}" if kind == "value" else f"a module returns {args[1]}"), args[2]
+    return (f"a tensor's {args[0]} gives {args[1]}" if kind == "value" else f"a module returns {args[1]}"), args[2]
 
 
 # ---------------------------------------------------------------- the cuts

@@ -108,9 +108,8 @@ def _pattern(names: Sequence[str]) -> str:
 def _show_cuts(out: Output, report: Mapping[str, Any], everything: bool) -> None:
     points, legal = report["cut_points"], report["legal_cuts"]
     shown = points if everything else _thinned(points)
-    which = f"all {legal} legal places"
-    if not everything:
-        which = f"{len(shown)} of {len(points)} candidates; {legal} places are legal, --all shows them"
+    some = f"{len(shown)} of {len(points)} candidates" if len(shown) < len(points) else _count(len(points), "candidate")
+    which = f"all {legal} legal places" if everything else f"{some}; --all shows all {_count(legal, 'legal place')}"
     out.text(f"\nWhere it can be cut: {which} (--cuts takes these names)")
     reasons = list(dict.fromkeys(point["obstacle"] for point in shown if point["obstacle"]))
     columns = ["", "cut after", "inside", "head reads", "layout", "tensors", "across", "FLOPs below"]
@@ -130,6 +129,10 @@ def _show_cuts(out: Output, report: Mapping[str, Any], everything: bool) -> None
     out.table(columns, rows)
     for number, reason in enumerate(reasons, 1):
         out.text(f"({number}) not usable: {reason}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _thinned(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -79,6 +79,22 @@ class Branch(nn.Module):
             x = x + 1
         return self.b(x)
 
+class Noisy(nn.Module):
+    "Another program in train mode; a decision on values; an attribute that it sets."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.seen = None
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.training:
+            h = h + 0.1 * torch.randn_like(h)
+        if bool((h > -1e9).all()):
+            h = torch.relu(h)
+        self.seen = h.mean()
+        return self.b(h)
+
 def lopsided():
     return nn.Sequential(nn.Linear(6, 200), nn.Linear(200, 200), nn.Linear(200, 2), nn.Linear(2, 2), nn.Linear(2, 3))
 
@@ -232,6 +248,19 @@ def test_guards_and_settings(inspect: Inspect) -> None:
     text = inspect("Branch", "-m", "bp")
     assert "nets.py:" in lines(text, "checked")[0]
     assert "strength" in lines(text, "settings")[0]
+
+
+def test_modes_decisions_and_attributes_that_are_set(inspect: Inspect) -> None:
+    capture = inspect.json("Noisy", "-m", "bp")["capture"]
+    assert capture["graphs"] == 2
+    assert capture["not_set"] == ["seen"]
+    assert capture["settings"] == []  # train() and eval() may be called
+    assert {guard["decision"] for guard in capture["guards"]} == {"a tensor's __bool__ gives True"}
+    text = inspect("Noisy", "-m", "bp")
+    assert "two graphs" in lines(text, "train, eval")[0]
+    assert "seen" in lines(text, "not set")[0]
+    assert "nets.py:" in lines(text, "checked")[0]
+    assert not lines(text, "note ")  # each is told once, under its own heading
 
 
 @pytest.mark.parametrize(
