@@ -99,7 +99,7 @@ def to_local(
             layout = planner.choose(parts, cuts, memory_budget_bytes)
             pieces, signature = split(traced, layout.cuts), traced.signature
             remarks = notes + layout.plan.notes
-            if verify:
+            if verify and traced.ran:
                 axis, exact = layout.plan.batch_axis, not traced.rerouted
                 remarks += verify_parts(model, pieces, signature, traced.example, axis, exact)
             plan, found, logits = replace(layout.plan, notes=remarks), planner.task, planner.logits

@@ -27,7 +27,7 @@ def show(out: Output, plan: Plan, report: Mapping[str, Any], everything: bool) -
     if report["limit"] is not None and report["limit"]["imbalance_at_least"] > _WORTH_SAYING:
         out.facts("Limit", _limit_facts(report["limit"], plan))
         out.text("")
-    _show_crossing(out, report["crossing"])
+    _show_crossing(out, report["crossing"], listed)
     out.text(f"Next: {report['next']}")
 
 
@@ -170,29 +170,31 @@ def _show_parts(out: Output, plan: Plan) -> None:
     out.table([*columns, *extra, "of mean"], rows)
 
 
-def _show_crossing(out: Output, crossing: Sequence[Mapping[str, Any]]) -> None:
+def _show_crossing(out: Output, crossing: Sequence[Mapping[str, Any]], listed: int) -> None:
     if not crossing:
         return
     out.text("What crosses, for the example batch (✂ what the head reads)")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for boundary in crossing:
-        k = boundary["boundary"]
-        for i, tensor in enumerate(boundary["tensors"]):
-            place = (f"{k} → {k + 1}", boundary["after"], Bytes(boundary["bytes"])) if i == 0 else ("", "", "")
-            rows.append(
-                (
-                    *place,
-                    "✂" if tensor["primary"] else "",
-                    tensor["name"],
-                    tensor["made_in"],
-                    tensor["shape"],
-                    _dtype(tensor["dtype"]),
-                    tensor["layout"],
-                    Bytes(tensor["bytes"]),
-                )
-            )
-    columns = ["parts", "cut after", "in all", "", "tensor", "made in", "shape", "dtype", "layout", "bytes"]
-    out.table(columns, rows)
+        k, tensors = boundary["boundary"], boundary["tensors"]
+        kept = sorted(tensors, key=lambda tensor: (not tensor["primary"], -tensor["bytes"]))[:listed]
+        place: tuple[Any, ...] = (f"{k} → {k + 1}", boundary["after"], Bytes(boundary["bytes"]))
+        for tensor in [tensor for tensor in tensors if tensor in kept]:
+            mark, kind = "✂" if tensor["primary"] else "", _dtype(tensor["dtype"])
+            size = Bytes(tensor["bytes"])
+            rows.append((*place, mark, _made(tensor), tensor["shape"], kind, tensor["layout"], size))
+            place = ("", "", "")
+        if len(tensors) > len(kept):
+            rest = Bytes(boundary["bytes"] - sum(tensor["bytes"] for tensor in kept))
+            rows.append((*place, "", f"and {len(tensors) - len(kept)} smaller ones", "", "", "", rest))
+    out.table(["parts", "cut after", "in all", "", "tensor", "shape", "dtype", "layout", "bytes"], rows)
+
+
+def _made(tensor: Mapping[str, Any]) -> str:
+    """The module that a tensor comes from, and its own name where that says more."""
+    name, module = str(tensor["name"]), str(tensor["made_in"])
+    called = re.fullmatch(rf"_?{re.escape(module.replace('.', '_'))}(_\d+)?", name)
+    return module if module and called else f"{name} in {module}" if module else name
 
 
 def _dtype(dtype: Any) -> str:

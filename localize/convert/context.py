@@ -24,6 +24,7 @@ class Remedies:
 
     watch_random: bool = False  # random numbers of Python or NumPy are drawn somewhere: see where
     general: bool = False  # libraries are told that they are traced
+    fake: bool = False  # the model is recorded on fake tensors, without data
     settled: bool = False  # the model ran once before the recording
     rebound: set[str] = field(default_factory=set)  # buffers that the forward gives new values by assignment
 

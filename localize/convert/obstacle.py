@@ -22,6 +22,7 @@ class Remedy(Enum):
     SETTLE = auto()  # running the model once before recording: what it sets up at its first call is there then
     REBIND = auto()  # copying the buffer's new value into it
     WATCH = auto()  # recording again, with an eye on random numbers
+    FAKE = auto()  # recording without data, on fake tensors: the model is too large to run
 
 
 class Obstacle(BaseException):

@@ -38,6 +38,7 @@ def traced_model(subject: Subject, example: Example, train: Recording, evaluatio
         example=tuple(example.leaves),
         extras={name: value for name, value in subject.extras.values.items() if name in used},
         notes=_notes(subject, agree),
+        ran=not subject.remedies.fake,
         rerouted=subject.remedies.general,
     )
 
@@ -64,6 +65,8 @@ def _notes(subject: Subject, agree: bool) -> list[str]:
     ]
     if subject.reassigned:
         notes.append(f"sets {', '.join(sorted(subject.reassigned))}: parts do not, and no call was seen to need it")
+    if subject.remedies.fake:
+        notes.append("too large to run here: captured without data, and not compared with the model")
     if subject.remedies.general:
         notes.append("attention masks are always built, which is right for every batch")
     if not agree:

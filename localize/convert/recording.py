@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from localize import nest
 from localize.convert.context import Context, Subject
@@ -69,8 +71,11 @@ def record(subject: Subject, example: Example, training: bool) -> Recording:
         state = stack.enter_context(preserved(subject.root, training=training))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in example.leaves]
         context = Context.before(subject, state)
+        copied: Callable[[Tensor], Tensor] = Tensor.clone
+        if subject.remedies.fake:
+            copied = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True)).from_tensor
+        inputs = [copied(leaf.detach()).requires_grad_(leaf.requires_grad) for leaf in example.leaves]
         writer = GraphWriter(context)
         stack.callback(writer.close)
         for name, tensor in zip(example.signature.names, inputs, strict=True):
@@ -81,6 +86,8 @@ def record(subject: Subject, example: Example, training: bool) -> Recording:
         except LocalizeError:
             raise
         except Exception as error:
+            if is_out_of_memory(error) and not subject.remedies.fake:
+                raise Obstacle("it is too large to run on the example", "", "its forward", Remedy.FAKE) from error
             _blame(error, recorder.modules.innermost or "", subject.root, example, training)
         subject.reassigned.update(check_side_effects(state, recorder.modules.entered, writer))
         leaves, spec = nest.flatten(output)
@@ -98,6 +105,11 @@ def _run(recorder: Recorder, context: Context, writer: GraphWriter, call: tuple[
         # Somewhere: inside a leaf, where it is none of our business, or not.
         raise Obstacle("random numbers of Python or NumPy are drawn", "", "the forward", Remedy.WATCH)
     return output
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had no room left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _blame(error: Exception, scope: str, model: nn.Module, example: Example, training: bool) -> NoReturn:

@@ -63,6 +63,9 @@ class Session:
             case Remedy.WATCH:
                 remedies.watch_random = True
                 return True
+            case Remedy.FAKE if not remedies.fake:
+                remedies.fake = True
+                return True
             case Remedy.GUARD:
                 return self._subject.policy.guard(obstacle.scope)
             case Remedy.GENERAL if not remedies.general:

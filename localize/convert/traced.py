@@ -39,6 +39,7 @@ class TracedModel:
     example: tuple[Tensor, ...]  # the input leaves of the example, in placeholder order
     extras: dict[str, Any] = field(default_factory=dict)  # helper modules and constant tensors, by target
     notes: list[str] = field(default_factory=list)
+    ran: bool = True  # on data; False where it was too large for that, so that nothing can be compared
     rerouted: bool = False  # a library was told that it is traced: equal to the model up to rounding
 
     def __post_init__(self) -> None:

@@ -8,12 +8,13 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from localize import list_methods, to_local
 from localize.convert.plan import Planner
 from localize.convert.record import trace
 from localize.convert.traced import TracedModel
-from localize.errors import CutError, MethodError
+from localize.errors import CutError, MethodError, TraceError
 from localize.heads.nwise import NWise
 from localize.heads.registry import resolve_method
 from localize.spec import BALANCES, Cost
@@ -90,3 +91,35 @@ def test_models_without_data_are_planned() -> None:
     plan = to_local(model, x, method="bp", parts=4, task="regression").plan
     assert [part.part.param_bytes for part in plan.parts] == [4 * 2 * (4096 * 4096 + 4096)] * 4
     assert any("not compared" in note for note in plan.notes)
+
+
+class TooLarge(nn.Sequential):
+    """Runs on fake tensors only, as a model does whose activations no device has room for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, FakeTensor):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x.view(x.shape[0], -1))
+
+
+def test_models_too_large_to_run_are_captured_without_data() -> None:
+    torch.manual_seed(0)
+    model = TooLarge(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    local = to_local(model, torch.randn(4, 2, 4), method="bp", parts=3, task="regression")
+    assert any("too large to run" in note for note in local.plan.notes)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    x = torch.randn(6, 2, 4)
+    torch.manual_seed(1)
+    expected = nn.Sequential(*model)(x.flatten(1))
+    torch.manual_seed(1)
+    assert torch.equal(local(x), expected)
+
+
+def test_real_failures_of_a_model_are_told_as_its_own() -> None:
+    class Fails(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TraceError, match="out of memory"):
+        to_local(nn.Sequential(Fails(4, 4), nn.Linear(4, 4)), torch.randn(2, 4), parts=2)
