@@ -186,7 +186,7 @@ def _show_crossing(out: Output, crossing: Sequence[Mapping[str, Any]], listed: i
             place = ("", "", "")
         if len(tensors) > len(kept):
             rest = Bytes(boundary["bytes"] - sum(tensor["bytes"] for tensor in kept))
-            rows.append((*place, "", f"and {len(tensors) - len(kept)} smaller ones", "", "", "", rest))
+            rows.append((*place, "", f"and {len(tensors) - len(kept)} more", "", "", "", rest))
     out.table(["parts", "cut after", "in all", "", "tensor", "shape", "dtype", "layout", "bytes"], rows)
 
 

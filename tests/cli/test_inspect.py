@@ -98,6 +98,16 @@ class Noisy(nn.Module):
 def lopsided():
     return nn.Sequential(nn.Linear(6, 200), nn.Linear(200, 200), nn.Linear(200, 2), nn.Linear(2, 2), nn.Linear(2, 3))
 
+class Many(nn.Module):
+    "Ten tensors cross into the sum."
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 6 if i % 2 else 3) for i in range(10)])
+        self.out = nn.Linear(45, 3)
+
+    def forward(self, x):
+        return self.out(torch.cat([layer(x) for layer in self.layers], 1))
+
 def deep():
     return nn.Sequential(*[nn.Linear(6, 6) for _ in range(60)])
 
@@ -191,6 +201,21 @@ def test_the_tables_show_what_crosses(inspect: Inspect) -> None:
     assert "256 B" in lines(crossing, "N×16")[0]
     assert "✂" in lines(crossing, "N×16")[0]
     assert "✂" not in lines(crossing, "stem")[0]
+
+
+def test_of_many_tensors_the_largest_are_shown(inspect: Inspect) -> None:
+    [boundary] = inspect.json("Many", "-m", "bp", "--cuts", "layers")["crossing"]
+    assert len(boundary["tensors"]) == 10
+    assert boundary["bytes"] == sum(tensor["bytes"] for tensor in boundary["tensors"]) == 4 * 4 * 45
+    few, every = (
+        inspect("Many", "-m", "bp", "--cuts", "layers", *more).partition("What crosses")[2] for more in ([], ["--all"])
+    )
+    assert len(lines(few, " vector ")) == 6
+    assert len(lines(few, " 96 B")) == 5
+    assert "192 B" in lines(few, "and 4 more")[0]
+    assert all("720 B" in lines(text, "1 → 2")[0] for text in (few, every))
+    assert len(lines(every, " vector ")) == 10
+    assert "layers.9" in lines(few, "✂  ")[0]
 
 
 def test_a_block_that_stays_whole_says_why(inspect: Inspect) -> None:
