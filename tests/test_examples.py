@@ -18,12 +18,14 @@ BUDGET = {
     "own_model.py": ["--epochs", "1"],
     "own_method.py": ["--epochs", "1"],
     "compare_methods.py": ["--epochs", "1", "--seeds", "2", "--methods", "al", "early_exit"],
+    "several_ranks.py": ["--epochs", "1"],
 }
 SAYS = {
     "quickstart.py": "exit 4:",
     "own_model.py": "losses by part:",
     "own_method.py": "exit 4:",
     "compare_methods.py": "early_exit",
+    "several_ranks.py": "sum of absolute weights",
 }
 
 

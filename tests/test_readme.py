@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^(<!-- test: skip.*-->\n)?```(sh|python)\n(.*?)^```", re.M | re.S)
-LOCALIZE = f"{sys.executable} -m localize"
+COMMANDS = {"localize": f"{sys.executable} -m localize", "torchrun": f"{sys.executable} -m torch.distributed.run"}
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -60,4 +60,5 @@ def test_block_runs(number: int, folder: Path) -> None:
     for line in text.replace("\\\n", " ").splitlines():
         command = line.partition("  #")[0].strip()
         if command and not command.startswith(("make", "pip", "git", "#")):
-            run(re.sub(r"^localize\b", lambda _: LOCALIZE, command), folder)
+            name, _, rest = command.partition(" ")
+            run(f"{COMMANDS[name]} {rest}", folder)

@@ -92,21 +92,28 @@ def _attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
-def join() -> Ranks:
-    """This process's place among the ranks; all of them have to call this.
+def expected() -> tuple[int, int]:
+    """This process's rank and how many there are; known before any other one has appeared.
 
     Raises:
         PlacementError: the process was not started as one of several.
     """
-    global _joined
-    if _joined is not None and dist.is_initialized():
-        return _joined
     if not launched():
         raise PlacementError(
             "executor='distributed' runs one process a part; start this script with `torchrun --nproc-per-node K "
             "script.py`, or use `localize train … --nproc-per-node K`."
         )
-    if not dist.is_initialized():
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def join() -> Ranks:
+    """This process's place among the ranks; all of them have to call this. Errors: see ``expected``."""
+    global _joined
+    if _joined is not None and dist.is_initialized():
+        return _joined
+    if expected() and not dist.is_initialized():
         _start_group()
     group = dist.new_group(backend="gloo", timeout=_FOREVER)
     assert isinstance(group, dist.ProcessGroup)

@@ -18,7 +18,7 @@ from localize.runtime.distributed import DistributedRun
 from localize.runtime.options import Options
 from localize.runtime.placement import Holdings, placement_of
 from localize.runtime.precision import PRECISIONS, autocast_for
-from localize.runtime.ranks import Session, join, restarted
+from localize.runtime.ranks import Session, expected, join, restarted
 from localize.runtime.run import Run
 from localize.runtime.wires import Wires
 from localize.spec import plain
@@ -103,8 +103,8 @@ class Team:
     @staticmethod
     def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
         """Where this rank computes. Its parts move there when training starts."""
-        ranks = join()
-        placement_of(local, ranks.rank, ranks.count)
+        placement_of(local, *expected())  # what cannot be placed is told before any rank waits for another
+        join()
         return device_for(device, local)
 
     def __init__(self, local: LocalModel, options: Options, device: torch.device) -> None:
