@@ -26,9 +26,10 @@ class Attributes:
     def find(self, tensor: Tensor) -> fx.Node | None:
         """The node of a parameter, a buffer or a constant; None for any other tensor."""
         name = self._registered.get(id(tensor))
-        if name is not None:
+        # A table that a first call puts in a buffer's place, with another shape, is gone when the session is over.
+        if name is not None and tensor.shape == self._context.shapes.get(name):
             return self._node(name, tensor, Origin.DATA)
-        if self._context.constants.holds(tensor):
+        if name is not None or self._context.constants.holds(tensor):
             return self._node(self._context.extras.constant(tensor), tensor, Origin.CONSTANT)
         return None
 

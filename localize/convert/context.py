@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from localize.convert.audit import Audit
@@ -39,6 +40,7 @@ class Subject:
     remedies: Remedies
     storage_numbers: Iterator[int]
     original: dict[int, dict[str, Any]]  # every module's attributes before the session, by the module's id
+    shapes: dict[str, torch.Size]  # of parameters and buffers before the session, by name
     reassigned: set[str]  # attributes that a forward was seen to set, and graphs do not
 
     @classmethod
@@ -50,6 +52,7 @@ class Subject:
             remedies=Remedies(),
             storage_numbers=itertools.count(),
             original={id(module): dict(vars(module)) for module in model.modules()},
+            shapes={name: t.shape for name, t in (*model.named_parameters(), *model.named_buffers())},
             reassigned=set(),
         )
 

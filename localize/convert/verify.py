@@ -141,13 +141,15 @@ def _run(model: nn.Module, parts: Sequence[Part], trial: Trial, run: Callable[[S
     grads: dict[str, Tensor | None] = {}
     with _unfused(), preserved(model, *parts, training=trial.training), torch.set_grad_enabled(trial.training):
         torch.manual_seed(0)
+        shapes = {name: buffer.shape for name, buffer in model.named_buffers()}
         for _ in range(2 if trial.training else 1):
             inputs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in trial.inputs]
             output = None  # the graph of the call before goes first
             output = run(inputs)
             outputs.append(_detached(output))
         left = [leaf.detach().clone() for leaf in inputs]
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        # A buffer of another shape is a table that the model makes at its first call; parts hold it as a constant.
+        buffers = {n: buffer.clone() for n, buffer in model.named_buffers() if buffer.shape == shapes.get(n)}
         if trial.training:  # last: a checkpoint that computes again may touch buffers
             grads = _gradients(model, output)
         return Outcome(outputs, left, buffers, grads)

@@ -191,3 +191,27 @@ def test_results_to_be_looked_at_are_noted() -> None:
 class Quiet(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.other(self.layer(x))
+
+
+class Distances(nn.Module):
+    """Makes its table at the first call, in place of a buffer of another shape (convit does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("table", torch.zeros(1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.shape[1] != x.shape[1]:
+            self.table = torch.arange(float(x.shape[1]))[None]
+        return self.layer(x) + self.table
+
+
+def test_a_table_that_takes_the_place_of_a_buffer_is_a_constant() -> None:
+    """The graph read the old buffer, of another shape, which was back in its place after the capture."""
+    model = nn.Sequential(Distances(), nn.Linear(4, 4), Distances(), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    local = to_local(model, x, method="bp", parts=2)
+    assert model[0].table.shape == (1, 1)
+    found = local(x)
+    assert torch.equal(found, model(x))
