@@ -33,7 +33,7 @@ def _nothing_stays_patched() -> Iterator[None]:
     assert len(torch.utils._python_dispatch._get_current_dispatch_mode_stack()) == 0
 
 
-@pytest.mark.parametrize(("entry", "verify"), _cases())
+@pytest.mark.parametrize(("entry", "verify"), list(_cases()))
 def test_right_or_refused(entry: Awkward, verify: bool) -> None:
     outcome = examine(entry)[verify]
     problem = _problem(entry, outcome)

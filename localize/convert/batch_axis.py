@@ -24,11 +24,12 @@ _Shapes = Mapping[str, Sequence[tuple[tuple[int, ...], torch.dtype]]]
 def batch_axes(leaves: Sequence[Tensor], axis: int) -> list[int | None]:
     """The batch axis of every input where ``axis`` is that of the first one; None for those without.
 
-    Beside inputs (T, N, …) there may be others with the batch first: masks (N, T), lengths (N).
+    Beside inputs (T, N, …) there may be others with the batch first, masks (N, T) and lengths (N); and beside
+    inputs (N, T, …) the states (1, N, D) of recurrent layers.
     """
     if not leaves or leaves[0].dim() <= axis:
         return [None] * len(leaves)
-    size, axes = leaves[0].shape[axis], (axis, 0)
+    size, axes = leaves[0].shape[axis], dict.fromkeys((axis, *AXES))
     return [next((a for a in axes if t.dim() > a and t.shape[a] == size), None) for t in leaves]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import fx
@@ -13,6 +14,8 @@ from localize.convert.split import Cuts
 from localize.convert.traced import Profile, TracedModel
 from localize.heads.base import Method
 from localize.spec import Boundary, Cost, PartCost, Plan, TensorSpec, indices_of
+
+LOPSIDED = 1.5  # largest part over the mean part: worth a note
 
 ExactHead = Callable[[TensorSpec, int, int], Cost]
 """Cost of the head that part ``number`` of ``parts`` gets on a hidden state."""
@@ -35,7 +38,7 @@ def summary(
     representation = below.spec if below is not None and below.position > edges[-2] else None
     last = representation if representation is not None and method.splits_classifier else logits
     hidden = [*(point.spec for point in cuts.points), last]
-    return Plan(
+    plan = Plan(
         model=type(traced.root).__name__,
         method=method.name,
         balance=balance,
@@ -61,6 +64,18 @@ def summary(
         representation=representation,
         notes=tuple(traced.notes),
     )
+    return replace(plan, notes=(*plan.notes, *_remarks(plan)))
+
+
+def _remarks(plan: Plan) -> list[str]:
+    """What a person should know before training with this plan."""
+    if plan.imbalance <= LOPSIDED:
+        return []
+    costs = [(part.total.of(plan.balance), part.head.of(plan.balance), part.number) for part in plan.parts]
+    largest, head, number = max(costs)
+    heavy = head > largest / 2
+    why = f"its head alone is {head / largest:.0%} of it" if heavy else "localize inspect says what limits it"
+    return [f"lopsided: part {number} has {plan.imbalance:.1f} times the mean {plan.balance}; {why}"]
 
 
 def _ends(traced: TracedModel, nodes: Sequence[fx.Node]) -> tuple[str, str]:

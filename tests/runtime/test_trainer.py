@@ -323,7 +323,7 @@ def test_every_method_and_precision_is_resumed_to_the_bit(
         {"every": None},
         {"every": 1},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options),
 )
 def test_whatever_the_options_a_run_is_resumed_to_the_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     resumed_equals_whole(tmp_path, 7, **options)
