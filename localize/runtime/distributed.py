@@ -58,12 +58,26 @@ class DistributedRun(Run):
         if self.team.first:
             yield from super()._steps(train)
         else:
-            for arrived, samples in self.team.wires.batches(Kind.DATA):
+            for arrived, samples in self._arriving():
                 with self._step_place():
                     reports = self.carry_out(arrived, samples)
                 del arrived
                 yield reports
         self.team.wires.end()
+
+    def _arriving(self) -> Iterator[tuple[Upward, int]]:
+        """Batches from below; a trace shows how long they were waited for."""
+        batches, number = self.team.wires.batches(Kind.DATA), self.stages[0].number
+        while True:
+            if self.recorder is not None:
+                self.recorder.batch = self.state.step + 1
+                self.recorder.begin(number, "wait", f"part {number - 1}")
+            found = next(batches, None)
+            if self.recorder is not None:
+                self.recorder.end()
+            if found is None:
+                return
+            yield found
 
     def carry_out(self, arrived: Upward, size: int) -> list[StageReport]:
         self.team.wires.at(Kind.DATA, self.state.step, size)

@@ -244,6 +244,7 @@ def test_a_trace_shows_what_each_part_did(several: Several, tmp_path: Path, meth
             assert kinds[0] == "forward"
             assert {"forward", "backward", "update"} <= set(kinds)
     waits = {(event["tid"], event["args"]["waits_for"]) for event in events if event["cat"] == "wait"}
+    assert any(waits_for == f"part {part - 1}" for part, waits_for in waits)  # for the first batch at least
     if method == "bp":
         assert {(1, "part 2"), (2, "part 3")} <= waits
     else:
