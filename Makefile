@@ -26,8 +26,8 @@ check: $(READY)  ## Lints (ruff) and checks types (mypy)
 format: $(READY)  ## Orders imports and mends what ruff can mend
 	$(BIN)/python -m ruff check --fix .
 
-test: check  ## Runs the checks and the whole test suite
-	$(BIN)/python -m pytest
+test: check  ## Runs the checks and the whole test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: check  ## The test suite with its slow tests
 	$(BIN)/python -m pytest -m ''

@@ -69,7 +69,8 @@ def to_local(
             state and saved activations), ``activations`` (saved activations alone), ``params`` or ``time`` (measured).
         cuts: names of the modules after which to cut, instead of ``parts``, which is then ignored.
         task: what the model is trained for; inferred from its output where omitted.
-        loss: replaces the task's loss: ``loss(logits, target) -> scalar``.
+        loss: replaces the task's loss: ``loss(logits, target) -> scalar``. Of an output of several tensors it is given
+            the logits, or the first one.
         tied: what to do about tied parameters: ``colocate`` keeps all that read one in one part. ``untie`` gives
             every further name a copy of its own, in ``model`` too: they start equal and are trained apart.
         verify: compare the parts with the model on the example and on a second batch size.
@@ -141,7 +142,7 @@ class _Toolkit:
 
     def losses(self, local: LocalModel, call: Call, target: Target) -> list[Tensor]:
         stream = local.signature.stream(call.args, call.kwargs)
-        local.task.check_target(target, stream.values(), local.plan.batch_axis)
+        local.check_target(target, stream.values())
         return isolated_losses(stages_of(local), stream, target)
 
     def train_step(
@@ -150,7 +151,7 @@ class _Toolkit:
         if not torch.is_grad_enabled():
             raise ConfigError("train_step needs gradients, and they are switched off here (torch.no_grad()).")
         stream = local.signature.stream(call.args, call.kwargs)
-        local.task.check_target(target, stream.values(), local.plan.batch_axis)
+        local.check_target(target, stream.values())
         stages = stages_of(local)
         spare = local.to_standard().parameters()  # parameters that the model has and does not use
         updater = OptimizerSteps(stages, optimizers, keep_grads=keep_grads, spare=spare)

@@ -189,6 +189,10 @@ class LocalModel(nn.Module):
         """
         return self.__dict__["_toolkit"].losses(self, Call.of(inputs), target)  # type: ignore[no-any-return]
 
+    def check_target(self, target: Any, inputs: Iterable[Tensor]) -> None:
+        """Raises ``TaskError`` for a target that does not fit the task, or the number of samples in ``inputs``."""
+        self.task.check_target(target, inputs if self.plan.has_batch else (), self.plan.batch_axis)
+
     def train_step(
         self, inputs: Any, target: Target, optimizers: Optimizer | Sequence[Optimizer], *, keep_grads: bool = True
     ) -> StepResult:

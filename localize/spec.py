@@ -185,6 +185,11 @@ class Plan:
         return next((spec.batch_axis for spec in self.inputs if spec.batch_axis is not None), 0)
 
     @property
+    def has_batch(self) -> bool:
+        """Whether some input holds the samples one by one; a graph network's do not."""
+        return not self.inputs or any(spec.batch_axis is not None for spec in self.inputs)
+
+    @property
     def imbalance(self) -> float:
         """Largest part over the mean part in the balanced quantity, heads included; 1.0 is perfect."""
         if len(self.parts) == 1:

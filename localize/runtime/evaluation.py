@@ -71,7 +71,7 @@ def _batches(team: Team, loader: Iterable[Any]) -> Iterator[tuple[Upward, int]]:
         yield from team.wires.batches(Kind.EVAL)
         return
     for inputs, target in batches.pairs(loader, team.options.split_batch):
-        team.local.task.check_target(target, tensors_of(inputs))
+        team.local.check_target(target, tensors_of(inputs))
         inputs, target = to_device(inputs, team.device), to_device(target, team.device)
         call = Call.of(inputs)
         stream = team.local.signature.stream(call.args, call.kwargs)

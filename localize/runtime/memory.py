@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
@@ -71,3 +73,23 @@ class _Held:
 
 def _unpack(held: _Held) -> Tensor:
     return held.tensor
+
+
+class LiveBytes:
+    """Counts tensors from when they are told of until nobody holds them any more; any thread may tell."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.peak_bytes = 0
+        self._lock = threading.RLock()  # re-entrant: a tensor may go while another one is being added
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Counts a tensor by its own size; returns it."""
+        self._change(tensor.nbytes)
+        weakref.finalize(tensor, self._change, -tensor.nbytes).atexit = False
+        return tensor
+
+    def _change(self, size: int) -> None:
+        with self._lock:
+            self.bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.bytes)

@@ -122,7 +122,7 @@ def evaluate(
     sums: dict[int, Tensor] = {}  # by exit; see scores_of
     samples = 0
     for inputs, target in pairs(loader, split):
-        local.task.check_target(target, tensors_of(inputs))
+        local.check_target(target, tensors_of(inputs))
         inputs, target = to_device(inputs, device), to_device(target, device)
         size = batch_size(inputs, target)
         samples += size

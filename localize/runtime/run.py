@@ -134,7 +134,7 @@ class Run:
     def step(self, inputs: Any, target: Any) -> list[StageReport]:
         """One batch, as the loader gives it."""
         with self._step_place():
-            self.local.task.check_target(target, tensors_of(inputs))
+            self.local.check_target(target, tensors_of(inputs))
             inputs, target = to_device(inputs, self.device), to_device(target, self.device)
             call = Call.of(inputs)
             stream = self.local.signature.stream(call.args, call.kwargs)
