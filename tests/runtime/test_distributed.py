@@ -196,13 +196,13 @@ def test_without_torchrun_it_says_how_to_start() -> None:
 @pytest.mark.parametrize("method", ["early_exit", "lct", "nwise", "bp"])
 def test_a_rank_needs_the_memory_of_its_part(several: Several, method: str) -> None:
     """Weights, gradients and optimizer state exactly; messages that wait have a bound of their own."""
-    for each in several.results(f"{CASES}peaks", 3, method=method, parts=3):
+    for each in several.results("tests.runtime.cases_memory:peaks", 3, method=method, parts=3):
         found, own, wire = each["found"], each["own"], each["wire"]
         assert all(own.values())
         for name in ("weights", "gradients", "optimizer"):
             assert found[name] == own[name], name
-        assert found["saved"] <= 1.1 * own["saved"]
-        assert sum(found.values()) <= 1.1 * sum(own.values())
+        assert found["saved"] <= 1.01 * own["saved"]
+        assert sum(found.values()) <= 1.01 * sum(own.values())
         assert 0 < wire["peak"] <= wire["most"] * wire["message"]
 
 
