@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
+from localize.convert.cuts import module_path
 from localize.convert.liveness import dependencies
 from localize.convert.partition import HeadCost
 from localize.convert.traced import Profile, TracedModel
@@ -53,34 +54,41 @@ def fitting(points: Points, head_cost: HeadCost, parts: int | str) -> Points:
     return _only(points, names)
 
 
-def check_reach(traced: TracedModel, profile: Profile, chosen: Sequence[CutPoint], method: Method) -> None:
-    """Raises ``MethodError`` where no loss that is to train a part depends on all of it; lists all such parts.
+def check_reach(traced: TracedModel, profile: Profile, chosen: Sequence[CutPoint], method: Method) -> list[str]:
+    """Notes on layers that no loss trains. Cuts between two branches do that: the hidden state is one of them.
 
-    Cuts between two branches do that: the hidden state is one branch, and the other one would learn nothing.
+    Raises:
+        MethodError: a whole part would learn nothing; all such parts are listed.
     """
     nodes = list(traced.train_graph.nodes)
     depends_on = dependencies(nodes, profile)
     readers = [i for i, node in enumerate(nodes) if profile.nodes[node.name].params]
     if not readers or not method.heads_below:
-        return
+        return []
     parts = len(chosen) + 1
     everything = depends_on[nodes[readers[-1]].name]  # what the model's own output depends on
     reached = [*(depends_on[point.primary] for point in chosen), everything]
     below = [bisect_left(readers, position) for position in (0, *(point.position for point in chosen))]
-    problems = []
+    problems, notes = [], []
     for number, (start, stop) in enumerate(pairwise((*below, len(readers))), 1):
-        own = everything & ((1 << stop) - (1 << start))
+        own = whole = everything & ((1 << stop) - (1 << start))
         losses = [j for j in range(1, parts + 1) if number in method.trains(j, parts)]
         for loss in losses:
             own &= ~reached[loss - 1]
-        if own and losses:
-            names = " and ".join(f"part {j}" for j in losses)
-            problems.append(f"part {number} is trained by the loss of {names}, which does not depend on all of it.")
+        if not own or not losses:
+            continue
+        names = " and ".join(f"part {j}" for j in losses)
+        if own == whole:
+            problems.append(f"part {number} is trained by the loss of {names}, which does not depend on it.")
+        else:
+            missed = [module_path(traced, nodes[readers[i]]) for i in range(start, stop) if own >> i & 1]
+            notes.append(f"not trained: {', '.join(missed)}; the loss of {names} does not depend on them")
     if problems:
         raise MethodError(
             f"{problem_list(f'Method {method.name!r} would leave layers untrained', problems)}\n"
             "Cut where branches meet (cuts=), use fewer parts, or a method whose loss reaches only its own part (scpl)."
         )
+    return notes
 
 
 def _listed(names: list[str]) -> str:

@@ -168,10 +168,17 @@ def importable(function: Any) -> Callable[..., Any]:
 def autograd_function(kind: type[torch.autograd.Function]) -> Named:
     """The node target for ``kind.apply``."""
 
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        return kind.apply(*args, **kwargs)  # looked up at each call: it is patched while recording
+    return Named(_Apply(kind), kind.__name__)
 
-    return Named(apply, kind.__name__)
+
+class _Apply:
+    """``kind.apply``, looked up at each call: it is patched while recording."""
+
+    def __init__(self, kind: type[torch.autograd.Function]) -> None:
+        self.kind = kind
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.kind.apply(*args, **kwargs)
 
 
 @cache

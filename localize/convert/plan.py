@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -152,7 +152,7 @@ class Planner:
         else:
             points = self._usable(parts)
             chosen = self._best(points[True], parts, memory_budget_bytes)
-        check_reach(self.traced, self.profiles[True], [points[True][i] for i in chosen], self.method)
+        notes = check_reach(self.traced, self.profiles[True], [points[True][i] for i in chosen], self.method)
         by_mode = {
             mode: Cuts(
                 tuple(points[mode][i] for i in chosen),
@@ -165,7 +165,7 @@ class Planner:
         plan = summary(
             self.traced, train, by_mode[True], self.method, self.balance, self.logits, self._exact_head
         )
-        return Planned(by_mode, plan)
+        return Planned(by_mode, replace(plan, notes=(*plan.notes, *notes)))
 
     def _usable(self, parts: int | str) -> Points:
         """The cut points that the model's tied parameters and the method leave."""

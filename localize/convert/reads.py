@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from localize.convert.context import Context
-from localize.convert.functions import tensors_of
+from localize.convert.functions import RANDOM, tensors_of
 from localize.convert.leaves import is_library
 from localize.convert.numbers import Origin
 from localize.convert.obstacle import Remedy, user_location
@@ -60,16 +60,18 @@ class Reads:
         value = func(*plain(args), **plain(kwargs))
         if origin is Origin.CONSTANT:
             return value
-        if name == "item" and type(value) is int:
+        if name == "item" and type(value) is int and not any(_is_random(node) for node in nodes):
             node = self._writer.create("call_method", name, (nodes[0],))
             node.meta["number"] = True
             return recorded(value, self._writer.numbers, node)
         can_guard = is_guardable(value) and hasattr(Tensor, name) and name != "__format__"
         if origin is Origin.SIZE and isinstance(value, bool | int | float):
             return self._guarded(value, name, args, kwargs)
-        if can_guard and self._guards_here(name):
+        if can_guard and not any(_is_random(node) for node in nodes) and self._guards_here(name):
             self._context.policy.guarded.setdefault(user_location(), name)
             return self._guarded(value, name, args, kwargs)
+        if any(_is_random(node) for node in nodes):
+            raise self._writer.obstacle("Python decides on random numbers, which a graph would repeat")
         remedy = Remedy.GUARD if can_guard else Remedy.WHOLE
         raise self._writer.obstacle(f"Python depends on a tensor's values ({name})", remedy)
 
@@ -85,6 +87,15 @@ class Reads:
         nodes, named_nodes = self._writer.argument(args), self._writer.argument(kwargs)
         self._writer.create("call_function", check_value, (name, value, user_location(), *nodes), named_nodes)
         return value
+
+
+def _is_random(node: fx.Node, depth: int = 6) -> bool:
+    """Whether a value is made of random numbers, and of no input or weight, a few steps back."""
+    name = str(getattr(node.target, "__name__", node.target))
+    if name in RANDOM:
+        return not any(source.op in ("placeholder", "get_attr", "call_module") for source in node.all_input_nodes)
+    sources = node.all_input_nodes
+    return bool(sources) and depth > 0 and all(_is_random(source, depth - 1) for source in sources)
 
 
 def _property_name(func: Any) -> str:

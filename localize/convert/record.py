@@ -24,8 +24,9 @@ from torch import nn
 
 from localize.convert.restore import lazy_parameters
 from localize.convert.session import Session
+from localize.convert.storages import storage_of
 from localize.convert.traced import TracedModel
-from localize.errors import TraceError
+from localize.errors import ConfigError, TraceError
 from localize.signature import CallSignature
 
 
@@ -38,6 +39,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
     """
     _check(model)
     signature, leaves = CallSignature.of(model, args, kwargs)
+    if not leaves[0].numel():
+        raise ConfigError(f"Example input {signature.names[0]!r} is empty, {tuple(leaves[0].shape)}; pass 2 samples.")
     with closing(Session(model, signature, leaves)) as session:
         return session.capture()
 
@@ -53,7 +56,27 @@ def _check(model: nn.Module) -> None:
             "The model itself has hooks on its gradients (register_full_backward_hook), which parts do not pass by as "
             "a whole. Remove them, or put them on the submodules that they are meant for."
         )
+    shared = _share_memory(model)
+    if shared:
+        raise TraceError(
+            f"Parameters {shared[0]!r} and {shared[1]!r} share memory without being one parameter. Tie them as one, "
+            f"model.{shared[1]} = model.{shared[0]}, or give one of them a copy."
+        )
     if lazy:
         raise TraceError(
             f"Parameter {lazy[0]!r} has no shape yet. Run the model once on an example, then convert it."
         )
+
+
+def _share_memory(model: nn.Module) -> tuple[str, str] | None:
+    """The names of two parameters that begin at one place. (Views of one buffer, as RNNs have, begin apart.)"""
+    seen: dict[tuple[int, int], str] = {}
+    for name, parameter in model.named_parameters():
+        storage = None if nn.parameter.is_lazy(parameter) else storage_of(parameter)
+        if storage is None or not storage.nbytes():
+            continue
+        place = (int(storage._cdata), int(parameter.storage_offset()))
+        if place in seen:
+            return seen[place], name
+        seen[place] = name
+    return None

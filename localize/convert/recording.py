@@ -127,7 +127,7 @@ def _blame(error: Exception, scope: str, model: nn.Module, example: Example, tra
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in example.leaves)
         raise TraceError(
             f"The model's own forward fails in {mode} mode on the example ({shapes}), in {describe_scope(scope)}: "
-            f"{type(own).__name__}: {own} Pass example_inputs that the model takes in both modes "
+            f"{type(own).__name__}: {str(own).rstrip('.')}. Pass example_inputs that the model takes in both modes "
             "(a batch of at least 2 for batch normalisation)."
         ) from own
     raise Obstacle(

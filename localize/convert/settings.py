@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ _KINDS = frozenset({bool, int, float, str, type(None)})
 _INTERNAL = frozenset((*vars(nn.Module()), *vars(nn.Module))) - {"training"}
 _MISSING = object()
 
-Entry = tuple[nn.Module, str, str, Any]
-"""A module, its path, an attribute and its value."""
+Entry = tuple[Any, str, Any, Any]
+"""A module or what it refers to, how that is called, an attribute (key, index) and its value."""
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Settings:
     flags: dict[int, int] = field(default_factory=dict)  # by owner: reads of ``training`` that Python decided on
     owners: dict[int, nn.Module] = field(default_factory=dict)
     reads_dtype: bool = False  # some tensor was asked for its type
+    inside: dict[int, tuple[Any, nn.Module, str, dict[Any, Any]]] = field(default_factory=dict)  # of configurations
 
     def note(self, owner: nn.Module, name: str, value: Any) -> None:
         """``owner.name`` was read."""
@@ -37,6 +39,12 @@ class Settings:
             self.flags[id(owner)] = self.flags.get(id(owner), 0) + 1
         else:
             self.values.setdefault((id(owner), name), (owner, value))
+
+    def note_inside(self, owner: nn.Module, name: str, value: Any) -> None:
+        """``owner.name`` was read, which is a dict, a list or an object: a configuration, perhaps."""
+        if id(value) not in self.inside:
+            plain = {key: item for key, item in _items(value) if type(item) in _KINDS}
+            self.inside[id(value)] = (value, owner, name, plain)
 
     def flag_used(self, owner: nn.Module) -> None:
         """A ``training`` flag that was read went to a function, where it stays live."""
@@ -48,10 +56,12 @@ class Settings:
 
         def noticing(module: nn.Module, name: str) -> Any:
             value = object.__getattribute__(module, name)
-            if type(value) not in _KINDS or name in _INTERNAL or not listens():
+            if name in _INTERNAL or not listens():
                 return value
-            if _is_plain(module, name):
+            if type(value) in _KINDS and _is_plain(module, name):
                 self.note(module, name, value)
+            elif name in object.__getattribute__(module, "__dict__") and _has_items(value):
+                self.note_inside(module, name, value)
             return value
 
         nn.Module.__getattribute__ = noticing  # type: ignore[method-assign, assignment]
@@ -77,9 +87,9 @@ class CheckSettings(nn.Module):
     def forward(self) -> None:
         """Raises ``TraceError`` where something changed."""
         for module, path, name, value in self.__dict__["entries"]:
-            now = getattr(module, name, _MISSING)
+            now = _item(module, name)
             if now is not value and not (type(now) is type(value) and now == value):
-                raise TraceError(_changed(path, name, value, now))
+                raise TraceError(_changed(path, str(name), value, now))
         dtype = self.__dict__["dtype"]
         if dtype is not None and kind_of(self.__dict__["root"])[1] is not dtype:
             now = kind_of(self.__dict__["root"])[1]
@@ -115,8 +125,32 @@ def check_of(
         for key, count in read.flags.items():
             if mode is not None and count > 0 and key in paths:
                 entries[key, "training"] = (read.owners[key], paths[key], "training", mode)
+        for key, (held, owner, name, plain) in read.inside.items():
+            if id(owner) not in paths or any(_item(held, item) is not value for item, value in plain.items()):
+                continue  # the forward itself changes it
+            path = f"{paths[id(owner)]}.{name}".lstrip(".")
+            entries.update({(key, str(item)): (held, path, item, value) for item, value in plain.items()})
     dtype = kind_of(root)[1] if any(read.reads_dtype for read in settings) else None
     return CheckSettings(list(entries.values()), root, dtype) if entries or dtype is not None else None
+
+
+def _has_items(value: Any) -> bool:
+    """Whether a value is a container or an object of a small class: no module, no tensor, no function."""
+    if isinstance(value, nn.Module | torch.Tensor | type | FunctionType | MethodType | ModuleType):
+        return False
+    return type(value) in (dict, list, tuple) or type(getattr(value, "__dict__", None)) is dict
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, list | tuple):
+        return list(enumerate(value))
+    return list(value.items() if isinstance(value, dict) else vars(value).items())
+
+
+def _item(holder: Any, name: Any) -> Any:
+    if isinstance(holder, list | tuple):
+        return holder[name] if name < len(holder) else _MISSING
+    return holder.get(name, _MISSING) if isinstance(holder, dict) else getattr(holder, name, _MISSING)
 
 
 def _is_plain(module: nn.Module, name: str) -> bool:
@@ -133,7 +167,7 @@ def _changed(path: str, name: str, value: Any, now: Any) -> str:
     if name == "training":
         return (
             f"Module {path!r} is in {'train' if now else 'eval'} mode while its part is not, and its forward branches "
-            "on that. Put the branch into an nn.Module of its own, which is then kept whole, or keep both in one mode."
+            "on that. Switch modes with local.train() and local.eval(), or put the branch into an nn.Module of its own."
         )
     return (
         f"{where} was {value!r} at capture and is {found} now, and the captured forward reads it. Convert again, or "

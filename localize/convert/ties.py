@@ -109,7 +109,10 @@ def check_ties(
 
 def _instead(model: nn.Module) -> str:
     """What else may be done, where parameters have several names."""
-    every = len(list(model.named_parameters(remove_duplicate=False)))
-    if every == len(list(model.parameters())):
+    owners: dict[int, set[tuple[int, str]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        path, _, leaf = name.rpartition(".")
+        owners.setdefault(id(parameter), set()).add((id(model.get_submodule(path)), leaf))
+    if all(len(places) == 1 for places in owners.values()):
         return ""
     return ", or pass tied='untie': every name gets a copy of its own, which is trained apart"

@@ -98,9 +98,11 @@ def _try(
 
     try:
         expected = _run(model, parts, trial, own)
-    except Exception:
+    except Exception as error:
         if trial.training:
-            raise
+            raise TraceError(
+                f"The model's own forward fails when it is called twice, {trial}: {type(error).__name__}: {error}"
+            ) from error
         return False
     try:
         found = _run(model, parts, trial, ours)

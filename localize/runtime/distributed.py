@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,6 +21,7 @@ from localize.runtime import checkpoint, metrics
 from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import check_weights
 from localize.runtime.placement import trainable_only
+from localize.runtime.replicas import Shard
 from localize.runtime.run import Run
 from localize.runtime.sequential import stages_of
 from localize.runtime.stage import Stage, StageReport
@@ -29,6 +30,7 @@ from localize.runtime.wire import Kind
 if TYPE_CHECKING:
     from localize.runtime.team import Team
 
+T = TypeVar("T")
 _BOARD_S = 0.5  # how often losses are posted for the other ranks
 
 
@@ -44,6 +46,8 @@ class DistributedRun(Run):
         self.state.owned = team.holdings.owned()
         self._saves, self._posted_at = 0, 0.0
         self._known: list[float | None] = [None] * len(team.local.parts)
+        if team.replicas is not None:
+            self.updater.average = team.replicas.average
 
     def _stages(self) -> list[Stage]:
         return [stage for stage in stages_of(self.local) if stage.number in self.team.placement.numbers]
@@ -52,10 +56,24 @@ class DistributedRun(Run):
         with trainable_only(self.local, self.team.placement.numbers):
             return super()._optimizers()
 
+    # ---------------------------------------------------------------- data
+
+    def _located(self, train: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        place = self.team.placement
+        return super()._located(train if place.replicas == 1 else Shard(train, place.replica, place.replicas))
+
+    def _length(self, train: Iterable[Any]) -> int | None:
+        whole = super()._length(train)
+        return None if whole is None else whole // self.team.placement.replicas
+
+    @property
+    def _draw(self) -> int:
+        return self.state.step * self.team.placement.replicas + self.team.placement.replica
+
     # ---------------------------------------------------------------- steps
 
     def _steps(self, train: Iterable[Any]) -> Iterator[list[StageReport]]:
-        if self.team.first:
+        if self.team.reads:
             yield from super()._steps(train)
         else:
             for arrived, samples in self._arriving():
@@ -109,21 +127,33 @@ class DistributedRun(Run):
         return [known if report.loss is None else report.loss for report, known in pairs]
 
     def _tally(self) -> metrics.Tally:
-        return self.state.tally.join(self.team.session.gather(self.state.tally.plain()))
+        everyone = self.team.session.gather(self.state.tally.plain())
+        total, place = self.state.tally.join(everyone), self.team.placement
+        total.samples = sum(each["samples"] for each in everyone[:: len(place.ranges)])
+        total.skipped = [count // place.replicas for count in total.skipped]  # all replicas skip the same
+        return total
+
+    def _of_first_replica(self, own: list[T]) -> list[list[T]]:
+        return self.team.session.gather(own)[: len(self.team.placement.ranges)]
 
     def _recorded(self, own: list[list[Any]]) -> list[list[list[Any]]]:
-        return self.team.session.gather(own)
+        return self._of_first_replica(own)
 
     def _rates(self) -> list[float]:
-        return [rate for rates in self.team.session.gather(super()._rates()) for rate in rates]
+        return [rate for rates in self._of_first_replica(super()._rates()) for rate in rates]
 
     # ---------------------------------------------------------------- checkpoints
 
     def save(self) -> None:
-        """Writes this rank's share of a checkpoint. Whoever is the last to do so makes it the latest one."""
+        """Writes this rank's share of a checkpoint. Whoever is the last to do so makes it the latest one.
+
+        The first replica does; the others have the same weights.
+        """
         folder = self.options.checkpoint_dir
         assert folder is not None
         check_weights(self.stages, self.state.step)
+        if self.team.placement.replica:
+            return
         snapshot, ranks = self.state.snapshot(), self.team.placement.ranges
         self._saves += 1
         partial = checkpoint.partial_of(folder, self.state.step, self._saves)

@@ -23,7 +23,20 @@ if TYPE_CHECKING:
 
 
 def evaluate(team: Team, loader: Iterable[Any], autocast: Autocast) -> dict[str, Any]:
-    """See ``Trainer.evaluate``. All ranks call this; the first reads ``loader``, and all get the result."""
+    """See ``Trainer.evaluate``. All ranks call this; the first reads ``loader``, and all get the result.
+
+    With replicas, the first of them does it.
+    """
+    found: dict[str, Any] = {"sums": {}, "samples": 0}
+    if team.placement.replica == 0:
+        sums, samples = _evaluated(team, loader, autocast)
+        found = {"sums": {n: s.tolist() for n, s in sums.items()}, "samples": samples}
+    gathered = team.session.gather(found)
+    by_exit = {int(n): s for values in gathered for n, s in values["sums"].items()}
+    return summary(dict(sorted(by_exit.items())), gathered[0]["samples"])
+
+
+def _evaluated(team: Team, loader: Iterable[Any], autocast: Autocast) -> tuple[dict[int, Tensor], int]:
     local, placement = team.local, team.placement
     with evaluating(local, local.to_standard()):
         models = {exit.number: cast(ExitModel, local.exit_model(exit.number)) for exit in local.exits}
@@ -33,10 +46,7 @@ def evaluate(team: Team, loader: Iterable[Any], autocast: Autocast) -> dict[str,
             for rank, numbers in enumerate(placement.ranges)
         }
         with team.holdings.borrowed(wanted):
-            sums, samples = _sums(team, loader, predictors, autocast)
-    gathered = team.session.gather({"sums": {n: s.tolist() for n, s in sums.items()}, "samples": samples})
-    by_exit = {int(n): s for values in gathered for n, s in values["sums"].items()}
-    return summary(dict(sorted(by_exit.items())), gathered[0]["samples"])
+            return _sums(team, loader, predictors, autocast)
 
 
 def _sums(

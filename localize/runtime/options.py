@@ -51,6 +51,7 @@ class Options:
     on_step: StepCallback | None
     gather: Gather = "first"
     trace: Path | None = None
+    data_parallel: int = 1
 
     def __post_init__(self) -> None:
         problems = [
@@ -61,12 +62,17 @@ class Options:
             one_of("executor", self.executor, EXECUTORS),
             one_of("gather", self.gather, get_args(Gather)),
             _whole("seed", self.seed, 0),
+            _whole("data_parallel", self.data_parallel, 1),
             one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite)),
         ]
         if self.checkpoint_every is not None:
             problems.append(_whole("checkpoint_every", self.checkpoint_every, 1))
             if self.checkpoint_dir is None:
                 problems.append("checkpoint_every needs checkpoint_dir, the folder to write to.")
+        if self.data_parallel != 1 and self.executor == "sequential":
+            problems.append("data_parallel takes several processes: executor='distributed'.")
+        if self.data_parallel != 1 and self.checkpoint_every is not None:
+            problems.append("data_parallel keeps checkpoints after epochs only; leave out checkpoint_every.")
         if self.clip_grad_norm is not None:
             problems.append(positive("clip_grad_norm", self.clip_grad_norm))
         found = [problem for problem in problems if problem]

@@ -25,10 +25,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Placement:
-    """The parts of every rank: consecutive numbers from 1, at least one each."""
+    """The parts of every rank: consecutive numbers from 1, at least one each.
+
+    With several replicas of all parts, ``rank`` is counted within this process's replica; they follow one another.
+    """
 
     rank: int
     ranges: tuple[range, ...]
+    replica: int = 0
+    replicas: int = 1
 
     @property
     def numbers(self) -> range:
@@ -37,11 +42,18 @@ class Placement:
 
     @property
     def names(self) -> list[str]:
-        """Every rank's parts in words."""
+        """Every rank's parts in words, of all replicas."""
         total = self.ranges[-1][-1]
-        return [
+        names = [
             f"part {r[0]} of {total}" if len(r) == 1 else f"parts {r[0]}–{r[-1]} of {total}" for r in self.ranges
         ]
+        if self.replicas == 1:
+            return names
+        return [f"{n}, replica {i} of {self.replicas}" for i in range(1, self.replicas + 1) for n in names]
+
+    def global_rank(self, rank: int, replica: int | None = None) -> int:
+        """The number, among all processes, of a rank of this (or another) replica."""
+        return (self.replica if replica is None else replica) * len(self.ranges) + rank
 
     def rank_of(self, number: int) -> int:
         """The rank that has a part."""
@@ -70,13 +82,22 @@ def assign(costs: Sequence[float], ranks: int) -> tuple[range, ...]:
     return tuple(range(start + 1, end + 1) for start, end in zip([0, *ends[:-1]], ends, strict=True))
 
 
-def placement_of(local: LocalModel, rank: int, ranks: int) -> Placement:
-    """Parts to ranks by the cost that the model was balanced by."""
-    count = len(local.parts)
+def placement_of(local: LocalModel, rank: int, ranks: int, replicas: int = 1) -> Placement:
+    """Parts to ranks by the cost that the model was balanced by; ``rank`` and ``ranks`` count all processes.
+
+    Raises:
+        PlacementError: more ranks than parts, or a number of ranks that is no multiple of ``replicas``.
+    """
+    count, each = len(local.parts), ranks // replicas
+    if ranks % replicas or (replicas > 1 and each > count):
+        possible = ", ".join(str(n * replicas) for n in range(1, count + 1))
+        raise PlacementError(
+            f"There are {ranks} ranks for {replicas} replicas of {count} parts; start {possible} processes."
+        )
     costs = [1.0] * count
     if len(local.plan.parts) == count:
         costs = [max(p.total.of(local.plan.balance), 1e-9) for p in local.plan.parts]
-    return Placement(rank, assign(costs, ranks))
+    return Placement(rank % each, assign(costs, each), rank // each, replicas)
 
 
 class Holdings:
@@ -119,7 +140,10 @@ class Holdings:
     # ---------------------------------------------------------------- between ranks
 
     def gather(self, everywhere: bool = False) -> None:
-        """Brings all weights to the first rank (to all ranks), on the CPU unless they are there already."""
+        """Brings all weights to the first rank (to all ranks), on the CPU unless they are there already.
+
+        Each replica does so for itself.
+        """
         to = range(len(self.placement.ranges)) if everywhere else range(1)
         for name, tensor in self.tensors.items():
             self._deliver(name, tensor, [rank for rank in to if rank not in self.ranks[name]])
@@ -146,9 +170,9 @@ class Holdings:
         owner, rank = self.ranks[name][0], self.placement.rank
         for other in to:
             if rank == owner:
-                self.session.send(tensor, other)
+                self.session.send(tensor, self.placement.global_rank(other))
             elif rank == other:
-                values = self.session.receive(tensor, owner)
+                values = self.session.receive(tensor, self.placement.global_rank(owner))
                 if tensor.is_meta:
                     replace_by(tensor, values)
                 else:

@@ -91,7 +91,7 @@ class Run:
         """The batches of one epoch that are still to be done."""
         state = self.state
         spent, started = state.tally.seconds, time.perf_counter()
-        bar.start_epoch(state.epoch + 1, batches.length(train), state.batch)
+        bar.start_epoch(state.epoch + 1, self._length(train), state.batch)
         for reports in self._steps(train):
             state.tally.seconds = spent + time.perf_counter() - started
             every = self.options.checkpoint_every
@@ -100,6 +100,15 @@ class Run:
             bar.advance(self._losses(reports))
             if self.options.on_step is not None:
                 self.options.on_step(state.step, reports)
+
+    def _length(self, train: Iterable[Any]) -> int | None:
+        """Steps of an epoch, where known."""
+        return batches.length(train)
+
+    @property
+    def _draw(self) -> int:
+        """The number of the batch that random numbers are for: no two batches of a run have the same."""
+        return self.state.step
 
     def _losses(self, reports: Sequence[StageReport]) -> Sequence[Tensor | float | None]:
         """What the progress bar shows, part by part."""
@@ -145,7 +154,7 @@ class Run:
     @contextmanager
     def _step_place(self) -> Iterator[None]:
         """Around a whole step: random numbers of its own, and a name for what goes wrong."""
-        seed = seeding.derive(self.options.seed, 0, self.state.step)
+        seed = seeding.derive(self.options.seed, 0, self._draw)
         with self._place(self.state.batch + 1), seeding.Seeded(self.generators, seed):
             yield
 
@@ -183,7 +192,7 @@ class Run:
         """Around a stage's forward pass: random numbers of its own, and a name for what goes wrong."""
         if self.buffers is not None:
             self.buffers.remember(stage)
-        seed = seeding.derive(self.options.seed, stage.number, self.state.step)
+        seed = seeding.derive(self.options.seed, stage.number, self._draw)
         try:
             with seeding.Seeded(self.generators, seed):
                 yield

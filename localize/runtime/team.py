@@ -19,6 +19,7 @@ from localize.runtime.options import Options
 from localize.runtime.placement import Holdings, placement_of
 from localize.runtime.precision import PRECISIONS, autocast_for
 from localize.runtime.ranks import Session, expected, join, restarted
+from localize.runtime.replicas import Replicas, join_replicas
 from localize.runtime.run import Run
 from localize.runtime.wires import Wires
 from localize.spec import plain
@@ -57,7 +58,7 @@ class Alone:
     first, goes_on = True, False
 
     @staticmethod
-    def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
+    def place(local: LocalModel, options: Options, device: torch.device | str | None) -> torch.device:
         """Where the model is computed; moves it there, if asked to."""
         return place(local, device)
 
@@ -95,16 +96,20 @@ class Team:
     Attributes:
         session: what the ranks have in common.
         placement, holdings: which parts and tensors this rank has.
+        reads: whether this rank has the first part of its replica, and so reads data.
+        replicas: the ranks that have the same parts, if there are any.
         wires: its edges to the neighbours, while it is open.
     """
 
     wires: Wires
 
     @staticmethod
-    def place(local: LocalModel, device: torch.device | str | None) -> torch.device:
+    def place(local: LocalModel, options: Options, device: torch.device | str | None) -> torch.device:
         """Where this rank computes. Its parts move there when training starts."""
-        placement_of(local, *expected())  # what cannot be placed is told before any rank waits for another
+        # What cannot be placed is told before any rank waits for another.
+        placement = placement_of(local, *expected(), options.data_parallel)
         join()
+        join_replicas(placement)
         return device_for(device, local)
 
     def __init__(self, local: LocalModel, options: Options, device: torch.device) -> None:
@@ -112,12 +117,15 @@ class Team:
         self._ranks = join()
         self.first = self._ranks.first
         self.goes_on = restarted() and options.checkpoint_dir is not None
-        self.placement = placement_of(local, self._ranks.rank, self._ranks.count)
+        self.placement = placement_of(local, self._ranks.rank, self._ranks.count, options.data_parallel)
+        self.reads = self.placement.rank == 0
+        self.replicas: Replicas | None = None
         self._open: Wires | None = None
 
     def __enter__(self) -> Self:
         self.session = Session(self._ranks, self.placement.names)
         self.holdings = Holdings(self.local, self.placement, self.session)
+        self.replicas = Replicas(self.session, self.placement) if self.placement.replicas > 1 else None
         try:
             self._agree()
         except BaseException as error:
@@ -147,6 +155,8 @@ class Team:
             checkpoint.clean(folder)
         self.holdings.release()
         self.holdings.move(self.device)
+        if self.replicas is not None:
+            self.replicas.alike(self.holdings)
         self.agreed(None)  # nobody writes a checkpoint before the folder is clean, or reads one that is being made
         run = DistributedRun(self)
         if resume:
@@ -166,8 +176,9 @@ class Team:
         return evaluation.evaluate(self, loader, autocast_for(self.options.precision, self.device))
 
     def finish(self) -> None:
-        if self.options.gather != "none":
-            self.holdings.gather(everywhere=self.options.gather == "all")
+        everywhere = self.options.gather == "all"
+        if everywhere or (self.options.gather == "first" and self.placement.replica == 0):
+            self.holdings.gather(everywhere)
 
     def _agree(self) -> None:
         """Makes sure that all ranks are about to do the same.
@@ -189,6 +200,7 @@ class Team:
             "precision": self.options.precision,
             "checkpoint_every": self.options.checkpoint_every,
             "gather": self.options.gather,
+            "data_parallel": self.options.data_parallel,
         }
         everyone = self.session.gather({**about, "weights": _sample(self.holdings)})
         problems = [

@@ -50,6 +50,9 @@ class Trainer:
             ``none``. In the others, weights of parts that they do not run are on the meta device.
         trace: file for what every part did and when, written after ``fit``: a Chrome trace (``.json``, for
             ui.perfetto.dev) or a picture (``.png``, ``.svg``; needs matplotlib). The first 20000 intervals a process.
+        data_parallel: how many processes have the same parts, with ``distributed``: so many replicas take a batch
+            of the loader each for one step, and update with the mean of their gradients. A rest of batches too few
+            for all of them is left out. Batch norm's statistics stay those of each replica; the first one's are kept.
 
     Attributes:
         history: a row an epoch: ``epoch`` (from 1), ``step``, ``train_loss`` (one a part; None where a part has
@@ -83,6 +86,7 @@ class Trainer:
         on_step: StepCallback | None = None,
         gather: Gather = "first",
         trace: str | Path | None = None,
+        data_parallel: int = 1,
     ) -> None:
         self.options = Options(
             optimizer=optimizer,
@@ -102,11 +106,12 @@ class Trainer:
             on_step=on_step,
             gather=gather,
             trace=None if trace is None else Path(trace),
+            data_parallel=data_parallel,
         )
         self.local = local
         self.history: list[history.Row] = []
         self._crew_type: type[Alone] | type[Team] = CREWS[executor]
-        self.device = self._crew_type.place(local, device)
+        self.device = self._crew_type.place(local, self.options, device)
         if compile:
             for module in [*local.parts, *(head for head in local.heads if head is not None)]:
                 module.compile()

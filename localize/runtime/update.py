@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 from weakref import WeakSet
 
@@ -62,7 +62,12 @@ class OptimizerSteps:
 
     Raises:
         ConfigError: an optimizer holds parameters of neither part nor head.
+
+    Attributes:
+        average: what is done with gradients of parameters before their update, where there are several replicas.
     """
+
+    average: Callable[[Iterable[nn.Parameter]], None] | None = None
 
     def __init__(
         self,
@@ -110,6 +115,8 @@ class OptimizerSteps:
                 parameter.grad = None
 
     def ready(self, stage: Stage, half: Half) -> None:
+        if self.average is not None:
+            self.average(stage.parameters(half))
         for index, missing in enumerate(self._missing):
             if (stage.number, half) in missing:
                 missing.discard((stage.number, half))

@@ -38,7 +38,7 @@ class Wires:
         self._outboxes: dict[Side, Outbox] = {}
         self._inboxes: dict[Side, Inbox] = {}
         self._sent: Downwards | None = None
-        rank, total = placement.rank, len(local.parts)
+        rank, total = placement.global_rank(placement.rank), len(local.parts)
         first, last = placement.numbers[0], placement.numbers[-1]
         if first > 1:
             names = crossing_into(cast(Part, local.parts[first - 1]))

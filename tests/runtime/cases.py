@@ -223,7 +223,7 @@ def _message(error: BaseException) -> dict[str, str]:
     return {"kind": type(error).__name__, "text": str(error)}
 
 
-def fails(method: str, parts: int, at: int, on: int, how: str) -> dict[str, str] | None:
+def fails(method: str, parts: int, at: int, on: int, how: str, replicas: int = 1) -> dict[str, str] | None:
     """Trains until something goes wrong on one rank at a step (from 1); what each rank says of it."""
     local, loader = made("mixed", method, parts)
 
@@ -233,7 +233,7 @@ def fails(method: str, parts: int, at: int, on: int, how: str) -> dict[str, str]
                 os.kill(os.getpid(), signal.SIGKILL)
             raise helpers.Interruption("something broke")
 
-    trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave)
+    trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave, data_parallel=replicas)
     try:
         trainer.fit(loader, epochs=5)
     except Exception as error:
