@@ -1,0 +1,123 @@
+"""What the ranks of ``test_replicas.py`` do. Each function runs in every rank's process."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localize import LocalModel
+from localize.runtime import checkpoint
+from localize.weights import weights_of
+from tests.runtime import helpers
+from tests.runtime.cases import Untouchable, digest, made, rank
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+EPOCHS = 3
+
+
+def without_dropout(method: str, parts: int) -> LocalModel:
+    local, _ = made("mixed", method, parts)
+    for module in local.to_standard().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return local
+
+
+def batches(method: str) -> list[Any]:
+    """Seven, the last one ragged."""
+    return [(inputs.clone(), targets.clone()) for inputs, targets in made("mixed", method, 2)[1]]
+
+
+def by_hand(method: str, parts: int, replicas: int, data: list[Any]) -> tuple[LocalModel, list[list[float]]]:
+    """So many models in one process, a batch each, and the mean of their gradients; the mean losses by epoch."""
+    models = [without_dropout(method, parts).train() for _ in range(replicas)]
+    optimizers = [model.optimizers(SGD, SGD) for model in models]
+    rows = []
+    for _ in range(EPOCHS):
+        seen: list[Tensor] = []
+        for step in range(len(data) // replicas):
+            for index, model in enumerate(models):
+                for optimizer in optimizers[index]:
+                    optimizer.zero_grad()
+                losses = model.losses(*data[step * replicas + index])
+                sum(losses).backward()  # type: ignore[union-attr]
+                seen.append(torch.stack([loss.detach().double() for loss in losses]))
+            for same in zip(*(model.parameters() for model in models), strict=True):
+                grads = [p.grad for p in same]
+                if grads[0] is None:
+                    continue
+                total = grads[0].clone()
+                for grad in grads[1:]:
+                    total += grad
+                for parameter in same:
+                    parameter.grad = total / replicas
+            for each in optimizers:
+                for optimizer in each:
+                    optimizer.step()
+        rows.append(torch.stack(seen).mean(0).tolist())
+    return models[0], rows
+
+
+def same_as_by_hand(method: str, parts: int, replicas: int) -> list[Any]:
+    """Trains on all ranks, and then by hand; returns what all ranks know."""
+    torch.manual_seed(rank())  # the first replica's weights are everyone's
+    data, local = batches(method), without_dropout(method, parts)
+    if rank() >= parts:
+        with torch.no_grad():
+            for parameter in local.parameters():
+                parameter.add_(1.0)
+    reads = rank() % parts == 0
+    trainer = helpers.trainer(
+        local, executor="distributed", progress=False, optimizer=SGD, head_optimizer=SGD, scheduler=None,
+        data_parallel=replicas,
+    )  # fmt: skip
+    rows = helpers.timeless(trainer.fit(data if reads else Untouchable(), data, epochs=EPOCHS))
+    if rank() == 0:
+        expected, losses = by_hand(method, parts, replicas, data)
+        found, wanted = weights_of(local), weights_of(expected)
+        assert found.keys() == wanted.keys()
+        helpers.assert_same(found, wanted)
+        for row, loss in zip(rows, losses, strict=True):
+            torch.testing.assert_close([x for x in row["train_loss"] if x is not None], [x for x in loss if x])
+        scores = helpers.trainer(expected, scheduler=None).evaluate(data)
+        assert rows[-1]["val_loss"] == {n: score["loss"] for n, score in scores["exits"].items()}
+    return rows
+
+
+def stops_and_goes_on(folder: str) -> list[Any]:
+    """Two epochs at once, and one after the other, with dropout and Adam; each replica's weights at the end."""
+    digests = []
+    for name, stages in (("whole", (2,)), ("halves", (1, 2))):
+        for epochs in stages:
+            local, loader = made("mixed", "early_exit", 2)
+            path = Path(folder) / name
+            trainer = helpers.trainer(
+                local, path, executor="distributed", progress=False, gather="all", data_parallel=2
+            )
+            rows = trainer.fit(loader, epochs=epochs, resume=checkpoint.any_in(path))
+        parameters = {name: p.detach() for name, p in local.named_parameters()}
+        digests.append([digest(parameters), helpers.timeless(rows)])
+    return digests
+
+
+def drawn(replicas: int) -> list[str]:
+    """The dropout masks of the first part in two steps, told apart by a digest."""
+    local, loader = made("mixed", "early_exit", 2)
+    masks: list[str] = []
+    dropout = next(m for m in local.to_standard().modules() if isinstance(m, nn.Dropout))
+    original = dropout.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not dropout.training:
+            return original(x)
+        state = torch.get_rng_state()
+        masks.append(digest({"state": state}))
+        return original(x)
+
+    dropout.forward = forward  # type: ignore[method-assign]
+    helpers.trainer(local, executor="distributed", progress=False, data_parallel=replicas).fit(list(loader)[:4])
+    return masks

@@ -1,0 +1,85 @@
+"""Several ranks for the same parts: their mean gradient trains one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localize import ConfigError, PlacementError
+from localize.runtime.placement import placement_of
+from localize.runtime.replicas import Shard
+from tests.runtime.cases import made
+from tests.runtime.helpers import converted, trainer
+from tests.runtime.several import Several
+
+CASES = "tests.runtime.cases_replicas:"
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[Several]:
+    processes = Several()
+    yield processes
+    processes.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "parts", "replicas"),
+    [("early_exit", 2, 2), ("al", 2, 2), ("nwise", 2, 2), ("lct", 2, 2), ("bp", 2, 2), ("scpl", 1, 2)],
+)
+def test_replicas_train_one_model(several: Several, method: str, parts: int, replicas: int) -> None:
+    """To the last bit: weights, batch norm's statistics of the first replica, losses of the epoch, scores."""
+    case = f"{CASES}same_as_by_hand"
+    found = several.results(case, parts * replicas, method=method, parts=parts, replicas=replicas)
+    assert all(rows == found[0] for rows in found)
+    assert found[0][-1]["step"] == 9  # seven batches: three steps an epoch, one batch left out
+
+
+def test_a_run_with_replicas_goes_on(several: Several, tmp_path: Path) -> None:
+    found = several.results(f"{CASES}stops_and_goes_on", 4, folder=str(tmp_path))
+    for whole, halves in found:
+        assert whole == halves
+        assert whole == found[0][0]  # all replicas have the same
+
+
+def test_no_two_batches_draw_the_same(several: Several) -> None:
+    first, _, second, _ = several.results(f"{CASES}drawn", 4, replicas=2)
+    assert len({*first, *second}) == len(first) + len(second) > 0
+
+
+def test_all_replicas_stop_when_one_rank_is_gone(several: Several) -> None:
+    case = "tests.runtime.cases:fails"
+    found = several.run(case, 4, method="early_exit", parts=2, at=2, on=3, how="kill", replicas=2)
+    for rank, answer in enumerate(found):
+        if rank == 3:
+            assert answer["status"] == -9
+            continue
+        assert answer["result"]["kind"] == "Stopped", answer
+        assert "rank 3 (part 2 of 2, replica 2 of 2)" in answer["result"]["text"]
+        assert answer["seconds"] < 20
+
+
+def test_shards() -> None:
+    assert [list(Shard(range(7), index, 3)) for index in range(3)] == [[0, 3], [1, 4], [2, 5]]
+    with pytest.raises(ConfigError, match="yields 2 batches, and data_parallel=3"):
+        list(Shard(range(2), 0, 3))
+
+
+def test_places() -> None:
+    local = made("mixed", "bp", 4)[0]
+    places = [placement_of(local, rank, 6, 2) for rank in range(6)]
+    assert [(p.rank, p.replica) for p in places] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    assert [p.numbers for p in places[:3]] == [p.numbers for p in places[3:]]
+    assert [p.global_rank(p.rank) for p in places] == list(range(6))
+    assert places[0].names[5].endswith("4 of 4, replica 2 of 2")
+    for ranks in (5, 10):
+        with pytest.raises(PlacementError, match="start 2, 4, 6, 8 processes"):
+            placement_of(local, 0, ranks, 2)
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="takes several processes"):
+        trainer(converted(), data_parallel=2)
+    with pytest.raises(ConfigError, match="after epochs only"):
+        trainer(converted(), tmp_path, executor="distributed", data_parallel=2, checkpoint_every=3)
