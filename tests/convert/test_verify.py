@@ -192,7 +192,7 @@ def test_the_models_own_failure_on_the_example_is_not_hidden() -> None:
     def fails(model: Model, x: Tensor) -> Tensor:
         raise ValueError("no")
 
-    with pytest.raises(TraceError, match="fails when it is called.*ValueError: no"):
+    with pytest.raises(TraceError, match=r"fails when it is called.*ValueError: no"):
         verified(fails)
 
 
