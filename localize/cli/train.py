@@ -66,6 +66,7 @@ def train(
     log_dir: tf.LogDir = None,
     nproc_per_node: tf.Processes = None,
     max_restarts: tf.MaxRestarts = 0,
+    data_parallel: tf.DataParallel = 1,
     data_dir: flags.DataDir = Path("data"),
     download: flags.Download = False,
     output: flags.OutputFolder = None,
@@ -83,6 +84,7 @@ def train(
     localize train model-al-4 --data digits --scheduler cosine --lr 2e-3
     localize train model.py --data fashion-mnist --checkpoint-dir runs/a --resume
     localize train model.py --data digits --parts 2 --nproc-per-node 2
+    localize train model.py --data digits --parts 2 --nproc-per-node 4 --data-parallel 2
     """
     if nproc_per_node is not None and not launched():
         load_data(data, data_dir, download)  # once, so that the processes do not all fetch it
@@ -107,6 +109,7 @@ def train(
             "clip_grad_norm": clip_grad_norm,
             "on_nonfinite": on_nonfinite,
             "compile": compile,
+            "data_parallel": data_parallel,
             "progress": None if out.mode == "table" else False,
             "executor": "distributed" if launched() else "sequential",
         }

@@ -36,6 +36,13 @@ MaxRestarts = Annotated[
     int,
     typer.Option(help="How often to start all processes anew, from the last checkpoint, when one dies.", metavar="N"),
 ]
+DataParallel = Annotated[
+    int,
+    typer.Option(
+        help="How many of the processes have the same parts, each with batches of its own (K is a multiple of D).",
+        metavar="D",
+    ),
+]
 LogDir = Annotated[
     Path | None, typer.Option(help="Where to write the history as CSV and JSONL.", metavar="DIR")
 ]

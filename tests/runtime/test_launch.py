@@ -41,6 +41,15 @@ def test_the_command_starts_its_own_ranks(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+def test_processes_may_be_replicas(tmp_path: Path) -> None:
+    done = train(tmp_path / "four", "--parts", "2", "--nproc-per-node", "4", "--data-parallel", "2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    (row,) = result["history"]
+    assert row["step"] == 11  # 23 batches of digits: two a step, one left out
+    assert (tmp_path / "four" / "weights.safetensors").exists()
+
+
 def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
     done = train(tmp_path / "none", "--nproc-per-node", "4")
     assert done.returncode == 2
