@@ -32,6 +32,8 @@ def _construct(name: str, build: Callable[[], Any], known: list[str]) -> nn.Modu
         )
     try:
         model = build()
+    except ConfigError:
+        raise
     except Exception as error:
         message = " ".join(str(error).split())  # on one line
         raise ConfigError(f"{name} cannot be built: {type(error).__name__}: {message}") from error
@@ -75,6 +77,11 @@ def from_transformers(name: str, options: dict[str, Any]) -> nn.Module:
     factory = _auto_class(auto, name, wanted)
 
     def build() -> Any:
+        default = library.AutoConfig.for_model(name)
+        for option in options:
+            if not hasattr(default, option):  # transformers would keep it, and nobody would read it
+                known = [key for key in vars(default) if not key.startswith("_")]
+                raise ConfigError(f"{name} has no option {option!r}.{did_you_mean(option, known)}")
         config = library.AutoConfig.for_model(name, **options)
         return getattr(library, factory).from_config(config)
 

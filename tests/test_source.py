@@ -154,3 +154,10 @@ def test_siblings_are_importable_and_files_are_found_near_an_artefact(
     assert load_source("net.py", near=artefact)(torch.zeros(1, 2)).shape == (1, 3)
     with pytest.raises(ConfigError, match=r"No file 'net\.py'"):
         load_source("net.py")
+
+
+def test_a_misspelt_option_of_transformers_is_an_error() -> None:
+    """It was kept in the configuration, where nobody read it: the model had all its layers."""
+    pytest.importorskip("transformers")
+    with pytest.raises(ConfigError, match=r"gpt2 has no option 'n_layr'.*n_layer"):
+        load_source("transformers:gpt2?n_layr=2")

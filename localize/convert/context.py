@@ -42,6 +42,7 @@ class Subject:
     original: dict[int, dict[str, Any]]  # every module's attributes before the session, by the module's id
     shapes: dict[str, torch.Size]  # of parameters and buffers before the session, by name
     reassigned: set[str]  # attributes that a forward was seen to set, and graphs do not
+    hooked: set[str]  # entered modules with forward hooks, which run at capture only
 
     @classmethod
     def of(cls, model: nn.Module) -> Subject:
@@ -54,6 +55,7 @@ class Subject:
             original={id(module): dict(vars(module)) for module in model.modules()},
             shapes={name: t.shape for name, t in (*model.named_parameters(), *model.named_buffers())},
             reassigned=set(),
+            hooked=set(),
         )
 
 

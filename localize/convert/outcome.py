@@ -65,6 +65,9 @@ def _notes(subject: Subject, agree: bool) -> list[str]:
     ]
     if subject.reassigned:
         notes.append(f"sets {', '.join(sorted(subject.reassigned))}: parts do not, and no call was seen to need it")
+    if subject.hooked:
+        names = ", ".join(path or "the model itself" for path in sorted(subject.hooked))
+        notes.append(f"forward hooks of {names} ran at capture: what they do to values is kept, nothing else")
     if subject.remedies.fake:
         notes.append("too large to run here: captured without data, and not compared with the model")
     if subject.remedies.general:

@@ -89,7 +89,10 @@ def record(subject: Subject, example: Example, training: bool) -> Recording:
             if is_out_of_memory(error) and not subject.remedies.fake:
                 raise Obstacle("it is too large to run on the example", "", "its forward", Remedy.FAKE) from error
             _blame(error, recorder.modules.innermost or "", subject.root, example, training)
-        subject.reassigned.update(check_side_effects(state, recorder.modules.entered, writer))
+        entered = recorder.modules.entered
+        subject.reassigned.update(check_side_effects(state, entered, writer))
+        if not subject.remedies.settled:  # what a model hooks on by itself, at its first call, is its own business
+            subject.hooked.update(path for path in entered.values() if has_hooks(context.modules[path]))
         leaves, spec = nest.flatten(output)
         _check_output(leaves)
         return Recording(writer.finish(leaves), OutputStructure(spec), context.settings)
@@ -105,6 +108,11 @@ def _run(recorder: Recorder, context: Context, writer: GraphWriter, call: tuple[
         # Somewhere: inside a leaf, where it is none of our business, or not.
         raise Obstacle("random numbers of Python or NumPy are drawn", "", "the forward", Remedy.WATCH)
     return output
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called around a module's forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def is_out_of_memory(error: Exception) -> bool:

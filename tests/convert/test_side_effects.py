@@ -215,3 +215,11 @@ def test_a_table_that_takes_the_place_of_a_buffer_is_a_constant() -> None:
     assert model[0].table.shape == (1, 1)
     found = local(x)
     assert torch.equal(found, model(x))
+
+
+def test_hooks_that_will_not_run_again_are_noted() -> None:
+    seen: list[Tensor] = []
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    local = to_local(model, X, method="bp", parts=2)
+    assert any("forward hooks of 0 ran at capture" in note for note in local.plan.notes)
