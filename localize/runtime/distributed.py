@@ -130,7 +130,7 @@ class DistributedRun(Run):
         everyone = self.team.session.gather(self.state.tally.plain())
         total, place = self.state.tally.join(everyone), self.team.placement
         total.samples = sum(each["samples"] for each in everyone[:: len(place.ranges)])
-        total.skipped = [count // place.replicas for count in total.skipped]  # all replicas skip the same
+        total.skipped = self.state.tally.join(everyone[: len(place.ranges)]).skipped  # all replicas skip the same
         return total
 
     def _of_first_replica(self, own: list[T]) -> list[list[T]]:
@@ -144,6 +144,11 @@ class DistributedRun(Run):
 
     # ---------------------------------------------------------------- checkpoints
 
+    def resume(self) -> None:
+        super().resume()
+        if self.team.placement.replica:  # what all replicas had counted is the first one's
+            self.state.tally = metrics.Tally(len(self.local.parts), self.device)
+
     def save(self) -> None:
         """Writes this rank's share of a checkpoint. Whoever is the last to do so makes it the latest one.
 
@@ -152,6 +157,8 @@ class DistributedRun(Run):
         folder = self.options.checkpoint_dir
         assert folder is not None
         check_weights(self.stages, self.state.step)
+        if self.team.replicas is not None:
+            self.team.replicas.pool(self.state.tally)
         if self.team.placement.replica:
             return
         snapshot, ranks = self.state.snapshot(), self.team.placement.ranges

@@ -71,8 +71,6 @@ class Options:
                 problems.append("checkpoint_every needs checkpoint_dir, the folder to write to.")
         if self.data_parallel != 1 and self.executor == "sequential":
             problems.append("data_parallel takes several processes: executor='distributed' (--nproc-per-node).")
-        if self.data_parallel != 1 and self.checkpoint_every is not None:
-            problems.append("data_parallel keeps checkpoints after epochs only; leave out checkpoint_every.")
         if self.clip_grad_norm is not None:
             problems.append(positive("clip_grad_norm", self.clip_grad_norm))
         found = [problem for problem in problems if problem]

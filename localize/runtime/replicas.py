@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from localize.errors import ConfigError
+from localize.runtime.metrics import Tally
 from localize.runtime.placement import Holdings, Placement
 from localize.runtime.ranks import Session
 
@@ -45,7 +46,7 @@ class Replicas:
     """The ranks that have this rank's parts; ``join_replicas`` comes first."""
 
     def __init__(self, session: Session, placement: Placement) -> None:
-        self.session, self.count = session, placement.replicas
+        self.session, self.count, self.first = session, placement.replicas, placement.replica == 0
         self._group = _groups[len(placement.ranges), placement.replicas]
         self._next = placement.global_rank(placement.rank, (placement.replica + 1) % placement.replicas)
 
@@ -75,6 +76,16 @@ class Replicas:
             for parameter, values, holder in zip(own, sums, holders.tolist(), strict=True):
                 if holder:
                     _put(parameter, values.div_(self.count))
+
+    def pool(self, tally: Tally) -> None:
+        """Hands what all replicas have counted of these parts to the first one; the others begin anew."""
+        counted = {name: getattr(tally, name) for name in ("loss", "weight", "hits")}
+        sums = {name: values.cpu() for name, values in counted.items()} | {"samples": torch.tensor([tally.samples])}
+        for values in sums.values():
+            self.session.call(partial(self._sum, values), self._next)
+        for name, values in counted.items():
+            values.copy_(sums[name] if self.first else torch.zeros_like(values))
+        tally.samples = int(sums["samples"]) if self.first else 0
 
     def _broadcast(self, values: Tensor) -> None:
         self._group.broadcast(values, 0).wait()

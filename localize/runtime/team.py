@@ -102,6 +102,7 @@ class Team:
     """
 
     wires: Wires
+    _broken = False  # whether messages of a run that failed may still be on their way
 
     @staticmethod
     def place(local: LocalModel, options: Options, device: torch.device | str | None) -> torch.device:
@@ -123,6 +124,10 @@ class Team:
         self._open: Wires | None = None
 
     def __enter__(self) -> Self:
+        if Team._broken:
+            raise PlacementError(
+                "An earlier run of these processes failed, and its messages may still be on their way; start them anew."
+            )
         self.session = Session(self._ranks, self.placement.names)
         self.holdings = Holdings(self.local, self.placement, self.session)
         self.replicas = Replicas(self.session, self.placement) if self.placement.replicas > 1 else None
@@ -141,6 +146,7 @@ class Team:
             cause = self.session.fail(error)
             if self._open is not None:
                 self._open.abort(cause)
+                Team._broken = True
         elif self._open is not None:
             self._open.close()
         self._open = None

@@ -223,7 +223,9 @@ def _message(error: BaseException) -> dict[str, str]:
     return {"kind": type(error).__name__, "text": str(error)}
 
 
-def fails(method: str, parts: int, at: int, on: int, how: str, replicas: int = 1) -> dict[str, str] | None:
+def fails(
+    method: str, parts: int, at: int, on: int, how: str, replicas: int = 1, again: bool = False
+) -> dict[str, str] | None:
     """Trains until something goes wrong on one rank at a step (from 1); what each rank says of it."""
     local, loader = made("mixed", method, parts)
 
@@ -234,11 +236,14 @@ def fails(method: str, parts: int, at: int, on: int, how: str, replicas: int = 1
             raise helpers.Interruption("something broke")
 
     trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave, data_parallel=replicas)
-    try:
-        trainer.fit(loader, epochs=5)
-    except Exception as error:
-        return _message(error)
-    return None
+    for _ in range(1 + again):
+        try:
+            trainer.fit(loader, epochs=5)
+        except Exception as error:
+            said = _message(error)
+        else:
+            said = None
+    return said
 
 
 def distorted(what: str, at: int, method: str = "early_exit") -> dict[str, str] | None:

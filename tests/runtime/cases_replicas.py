@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from localize import LocalModel
 from localize.runtime import checkpoint
+from localize.runtime.ranks import Stopped
 from localize.weights import weights_of
 from tests.runtime import helpers
 from tests.runtime.cases import Untouchable, digest, made, rank
@@ -88,20 +89,30 @@ def same_as_by_hand(method: str, parts: int, replicas: int) -> list[Any]:
     return rows
 
 
-def stops_and_goes_on(folder: str) -> list[Any]:
-    """Two epochs at once, and one after the other, with dropout and Adam; each replica's weights at the end."""
-    digests = []
-    for name, stages in (("whole", (2,)), ("halves", (1, 2))):
-        for epochs in stages:
-            local, loader = made("mixed", "early_exit", 2)
-            path = Path(folder) / name
-            trainer = helpers.trainer(
-                local, path, executor="distributed", progress=False, gather="all", data_parallel=2
-            )
-            rows = trainer.fit(loader, epochs=epochs, resume=checkpoint.any_in(path))
-        parameters = {name: p.detach() for name, p in local.named_parameters()}
-        digests.append([digest(parameters), helpers.timeless(rows)])
-    return digests
+def goes_on(folder: str, stop: int | None) -> list[Any] | None:
+    """Two epochs of three steps, from the last checkpoint on; weights at the end and history, as each rank has them.
+
+    ``stop`` is a step (from 1) at which the last rank fails.
+    """
+    local, loader = made("mixed", "early_exit", 2)
+    path = Path(folder)
+
+    def on_step(step: int, reports: object) -> None:
+        if step == stop and rank() == 3:
+            raise helpers.Interruption
+
+    trainer = helpers.trainer(
+        local, path, executor="distributed", progress=False, gather="all", data_parallel=2, checkpoint_every=2,
+        on_step=on_step,
+    )  # fmt: skip
+    try:
+        rows = trainer.fit(loader, epochs=2, resume=checkpoint.any_in(path))
+    except (helpers.Interruption, Stopped):
+        return None
+    snapshot = checkpoint.load(path)
+    assert snapshot is not None
+    parameters = {name: p.detach() for name, p in local.named_parameters()}
+    return [digest(parameters), digest(snapshot.optimizer), helpers.timeless(rows)]
 
 
 def drawn(replicas: int) -> list[str]:

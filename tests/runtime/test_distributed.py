@@ -141,6 +141,14 @@ def test_all_stop_when_one_fails_and_say_which(several: Several, method: str, on
         assert answer["seconds"] < 20
 
 
+def test_processes_of_a_failed_run_are_not_used_again(several: Several) -> None:
+    """Threads of the failed run would take the messages of the next one: it waited forever."""
+    how = {"method": "early_exit", "parts": 2, "at": 3, "on": 1, "how": "raise"}
+    for answer in several.results(f"{CASES}fails", 2, again=True, **how):
+        assert answer["kind"] == "PlacementError"
+        assert "start them anew" in answer["text"]
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
