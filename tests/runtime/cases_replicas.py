@@ -77,16 +77,23 @@ def same_as_by_hand(method: str, parts: int, replicas: int) -> list[Any]:
         data_parallel=replicas,
     )  # fmt: skip
     rows = helpers.timeless(trainer.fit(data if reads else Untouchable(), data, epochs=EPOCHS))
+    number = rank() % parts
+    mine = [local.parts[number], local.heads[number]]
+    parameters = {f"{i}.{n}": p.detach() for i, m in enumerate(mine) if m is not None for n, p in m.named_parameters()}
     if rank() == 0:
         expected, losses = by_hand(method, parts, replicas, data)
         found, wanted = weights_of(local), weights_of(expected)
         assert found.keys() == wanted.keys()
-        helpers.assert_same(found, wanted)
+        if replicas == 2:
+            helpers.assert_same(found, wanted)
+        else:  # the order of a sum of three is the transport's
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
         for row, loss in zip(rows, losses, strict=True):
             torch.testing.assert_close([x for x in row["train_loss"] if x is not None], [x for x in loss if x])
         scores = helpers.trainer(expected, scheduler=None).evaluate(data)
-        assert rows[-1]["val_loss"] == {n: score["loss"] for n, score in scores["exits"].items()}
-    return rows
+        expected_loss = {n: score["loss"] for n, score in scores["exits"].items()}
+        torch.testing.assert_close(rows[-1]["val_loss"], expected_loss, rtol=0 if replicas == 2 else 1e-5, atol=0)
+    return [rows, digest(parameters)]
 
 
 def goes_on(folder: str, stop: int | None) -> list[Any] | None:

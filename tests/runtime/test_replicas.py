@@ -26,14 +26,17 @@ def several() -> Iterator[Several]:
 
 @pytest.mark.parametrize(
     ("method", "parts", "replicas"),
-    [("early_exit", 2, 2), ("al", 2, 2), ("nwise", 2, 2), ("lct", 2, 2), ("bp", 2, 2), ("scpl", 1, 2)],
-)
+    [("early_exit", 2, 2), ("al", 2, 2), ("nwise", 2, 2), ("lct", 2, 2), ("bp", 2, 2), ("scpl", 1, 2),
+     ("early_exit", 1, 3)],
+)  # fmt: skip
 def test_replicas_train_one_model(several: Several, method: str, parts: int, replicas: int) -> None:
-    """To the last bit: weights, batch norm's statistics of the first replica, losses of the epoch, scores."""
+    """Weights, batch norm's statistics of the first replica, losses of the epoch, scores; for two to the last bit."""
     case = f"{CASES}same_as_by_hand"
     found = several.results(case, parts * replicas, method=method, parts=parts, replicas=replicas)
-    assert all(rows == found[0] for rows in found)
-    assert found[0][-1]["step"] == 9  # seven batches: three steps an epoch, one batch left out
+    assert all(rows == found[0][0] for rows, _ in found)
+    assert found[0][0][-1]["step"] == 3 * (7 // replicas)  # of seven batches, one is left out
+    for number in range(parts):
+        assert len({weights for _, weights in found[number::parts]}) == 1  # all replicas have the same bits
 
 
 def test_a_run_with_replicas_goes_on(several: Several, tmp_path: Path) -> None:
