@@ -85,6 +85,8 @@ def to_local(
         ConfigError: an argument makes no sense, or no example inputs were found.
     """
     rule = resolve_method(method)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"to_local takes an nn.Module, not {model!r}; pass an instance: to_local(Model(), ...).")
     check_arguments(balance, tied, parts, cuts, memory_budget_bytes)
     wanted = task_of(task, loss)
     with untied(model, tied == "untie") as copies:

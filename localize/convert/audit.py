@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
@@ -44,6 +45,7 @@ class Audit(TorchDispatchMode):
         self._registered = {storage._cdata for storage in map(storage_of, registered) if storage is not None}
         self._made: dict[int, StorageWeakRef] = {}  # since the recording began, by address
         self._leaf: LeafCall | None = None
+        self.drew = False  # random numbers were drawn; whoever wants to know sets it back before
 
     def made(self, tensor: Tensor) -> None:
         """``tensor`` is a value of the graph."""
@@ -72,6 +74,7 @@ class Audit(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.drew = self.drew or torch.Tag.nondeterministic_seeded in func.tags
         if func._schema.is_mutable:
             for argument, value in zip(func._schema.arguments, args, strict=False):
                 if argument.is_write:

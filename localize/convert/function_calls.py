@@ -45,7 +45,9 @@ class FunctionCalls:
         if func in GRADIENTS:
             raise self._writer.obstacle("gradients are computed in the forward")
         before = versions((args, kwargs))
+        self._context.audit.drew = False
         result = func(*plain(args), **plain(kwargs))
+        random = name in RANDOM or self._context.audit.drew
         written = [*in_place(name, args, kwargs), *(() if name in OWN_STATE else changed(before))]
         splits = name in SPLITTERS and isinstance(result, tuple | list)
         if splits and self._is_dynamic(args):
@@ -59,8 +61,9 @@ class FunctionCalls:
         nodes, named_nodes = self._arguments(func, args, kwargs)
         op, target, nodes = graph_call(func, name, nodes)
         node = self._writer.call(op, target, nodes, named_nodes)
-        if name in RANDOM:
+        if random:
             self._writer.origins[node] = Origin.DATA
+            node.meta["random"] = True
         if sized_by_values(name, args, kwargs) or self._as_many(args, result):
             node.meta["dynamic"] = True
         if splits:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from localize.convert.context import Context
-from localize.convert.functions import RANDOM, tensors_of
+from localize.convert.functions import tensors_of
 from localize.convert.leaves import is_library
 from localize.convert.numbers import Origin
 from localize.convert.obstacle import Remedy, user_location
@@ -15,6 +15,9 @@ from localize.convert.quirks import chooses_mask
 from localize.convert.sizes import plain, recorded
 from localize.convert.values import check_value, is_guardable
 from localize.convert.writer import GraphWriter
+
+KINDS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
+"""What Python asks of a tensor's kind, to choose its way."""
 
 _HARMLESS_SETS = frozenset({"requires_grad"})
 
@@ -24,6 +27,7 @@ class Reads:
 
     def __init__(self, context: Context, writer: GraphWriter) -> None:
         self._context, self._writer = context, writer
+        self._kinds: set[tuple[fx.Node, str]] = set()  # what is checked already
 
     def access(self, func: Any, name: str, args: Any) -> Any:
         """A property of a tensor is read or set."""
@@ -38,12 +42,22 @@ class Reads:
             return self._writer.numbers.sizes(tensor, "size", value)
         if attribute == "dtype" and tensor.is_floating_point():
             self._context.settings.reads_dtype = True
+        if attribute == "ndim":
+            return self.kind("dim", tensor)
         if attribute == "device":
             return self._writer.numbers.device(tensor, value)
         if not isinstance(value, Tensor) or value is tensor:
             return value
         node = self._writer.create("call_function", getattr, (self._writer.node_of(tensor), attribute))
         return self._writer.bind(value, node)
+
+    def kind(self, name: str, tensor: Tensor) -> Any:
+        """``x.dim()`` and the like: the same at every call, as a rule, and checked for the exception."""
+        value, node = getattr(tensor, name)(), self._writer.maker(tensor)
+        if node is not None and (node, name) not in self._kinds:
+            self._kinds.add((node, name))
+            self._writer.create("call_function", check_value, (name, value, user_location(), node))
+        return value
 
     def size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """``x.size()``, ``x.stride(0)``, ``x.numel()``."""
@@ -91,8 +105,7 @@ class Reads:
 
 def _is_random(node: fx.Node, depth: int = 6) -> bool:
     """Whether a value is made of random numbers, and of no input or weight, a few steps back."""
-    name = str(getattr(node.target, "__name__", node.target))
-    if name in RANDOM:
+    if node.meta.get("random"):
         return not any(source.op in ("placeholder", "get_attr", "call_module") for source in node.all_input_nodes)
     sources = node.all_input_nodes
     return bool(sources) and depth > 0 and all(_is_random(source, depth - 1) for source in sources)

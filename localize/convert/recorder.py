@@ -19,7 +19,7 @@ from localize.convert.context import Context
 from localize.convert.function_calls import FunctionCalls
 from localize.convert.functions import VALUE_READERS
 from localize.convert.module_calls import ModuleCalls
-from localize.convert.reads import Reads
+from localize.convert.reads import KINDS, Reads
 from localize.convert.writer import GraphWriter
 
 _SIZE_READERS = ("size", "stride", "numel", "nelement")
@@ -66,6 +66,8 @@ class Recorder(TorchFunctionMode):
                 return self._reads.access(func, name, args)
             if name in VALUE_READERS:
                 return self._reads.value(func, name, args, kwargs)
+            if name in KINDS and args and isinstance(args[0], Tensor):
+                return self._reads.kind(name, args[0])
             if name in _SIZE_READERS and args and isinstance(args[0], Tensor):
                 return self._reads.size(func, name, args, kwargs)
             return self.functions.call(func, name, args, kwargs)

@@ -54,8 +54,11 @@ class Settings:
     def noticed(self, listens: Callable[[], bool]) -> Iterator[None]:
         """While it lasts, reads of modules' plain attributes are noticed where ``listens()``."""
 
+        earlier = vars(nn.Module).get("__getattribute__")  # of a program that patches modules itself
+        read = earlier or object.__getattribute__
+
         def noticing(module: nn.Module, name: str) -> Any:
-            value = object.__getattribute__(module, name)
+            value = read(module, name)
             if name in _INTERNAL or not listens():
                 return value
             if type(value) in _KINDS and _is_plain(module, name):
@@ -68,7 +71,10 @@ class Settings:
         try:
             yield
         finally:
-            del nn.Module.__getattribute__
+            if earlier is None:
+                del nn.Module.__getattribute__
+            else:
+                nn.Module.__getattribute__ = earlier  # type: ignore[method-assign]
 
 
 class CheckSettings(nn.Module):

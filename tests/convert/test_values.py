@@ -242,3 +242,17 @@ def test_checks() -> None:
     for found, expected in ((True, 1), (1.0, 2.0), ("a", "b")):
         with pytest.raises(TraceError, match=r"here:1 returned"):
             check_result(found, expected, "here:1")
+
+
+def test_the_number_of_axes_is_checked() -> None:
+    """With one sample ``squeeze`` takes more away, and the model takes another way."""
+    model = Root(lambda h, x: h if h.squeeze().dim() == 2 else h * 2)
+    traced = capture(model, X)
+    assert_same(model, traced, torch.randn(5, 4))
+    with pytest.raises(TraceError, match=WHERE):
+        run_graph(traced, [torch.randn(1, 4)], training=False)
+
+
+def test_draws_are_known_whatever_the_function_is_called() -> None:
+    with pytest.raises(TraceError, match="random numbers"):
+        capture(Root(lambda h, x: h if torch.binomial(torch.ones(1) * 4, torch.ones(1) / 2) < 2 else -h), X)
