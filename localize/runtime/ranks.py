@@ -243,7 +243,12 @@ class Session:
     def _wait(self, keys: list[str]) -> None:
         pause = 0.0005  # asked anew now and then: a wait of the store itself is not interrupted by a failure
         while not self._ask(lambda: self._store.check(keys)):
-            self.check()
+            try:
+                self.check()
+            except Stopped:  # a rank that failed on what all gave: then it is there for this one, too
+                if self._ask(lambda: self._store.check(keys)):
+                    return
+                raise
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_S / 10)
 
