@@ -29,8 +29,9 @@ from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.cli.output import Output
 from localize.data import Data, Loaders, load_data
 from localize.errors import ConfigError, LocalizeError
+from localize.runtime.causes import Stopped
 from localize.runtime.launch import launch
-from localize.runtime.ranks import Stopped, launched
+from localize.runtime.ranks import launched
 
 EXPECTED = 2  # exit status of an error that was told
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from localize.errors import WireError
-from localize.runtime.ranks import Cause, Session
+from localize.runtime.causes import Cause
+from localize.runtime.ranks import Session
 from localize.runtime.wire import (
     HEADER_BYTES,
     Edge,

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from localize.errors import LocalizeError, PlacementError, WireError
+from localize.errors import LocalizeError, PlacementError
+from localize.runtime.causes import Cause, Stopped
 
 _POLL_S = 0.25  # how often a waiting rank looks for a failure elsewhere
 _GRACE_S = 2.0  # how long one whose neighbour is gone waits for that neighbour's reason
@@ -30,33 +31,6 @@ _START = timedelta(minutes=10)  # for all ranks to appear
 _ABORT = "abort"
 _LONGEST = 1000  # characters of a reason
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Cause:
-    """The first failure of a run. ``step`` counts from 1, as messages for people do; 0: before the first."""
-
-    rank: int
-    parts: str
-    step: int
-    edge: str | None
-    error: str
-    gone: bool = False  # its process, which therefore said nothing itself
-
-    def __str__(self) -> str:
-        edge = f", edge {self.edge}" if self.edge else ""
-        return f"rank {self.rank} ({self.parts}) at step {self.step}{edge}: {self.error}"
-
-
-class Stopped(WireError):
-    """Another rank failed, and so this one stops; ``cause`` is that rank's failure.
-
-    ``tells``: the other one cannot tell of it any more, and this is the rank to do so.
-    """
-
-    def __init__(self, message: str, cause: Cause, tells: bool = False) -> None:
-        super().__init__(message)
-        self.cause, self.tells = cause, tells
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 from localize.errors import WireError
 from localize.model import LocalModel
 from localize.part import Part
+from localize.runtime.causes import Cause
 from localize.runtime.contracts import Downwards, Upwards, crossing_into, messages_down
 from localize.runtime.links import Inbox, Outbox
 from localize.runtime.messages import Message, Side, Upward
 from localize.runtime.placement import Placement
-from localize.runtime.ranks import Cause, Session
+from localize.runtime.ranks import Session
 from localize.runtime.wire import Edge, Envelope, Kind, place
 
 _UP, _DOWN = 2, 3  # tags

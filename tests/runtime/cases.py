@@ -19,9 +19,9 @@ from localize import LocalModel, list_methods, to_local
 from localize.heads.base import Method
 from localize.heads.nwise import NWise
 from localize.runtime import checkpoint, links
+from localize.runtime.causes import Stopped
 from localize.runtime.messages import Feedback, Upward
 from localize.runtime.placement import placement_of
-from localize.runtime.ranks import Stopped
 from localize.runtime.snapshot import Snapshot
 from localize.runtime.stage import StageReport
 from localize.runtime.wire import Edge, Envelope, Kind, encode

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from localize import LocalModel
 from localize.runtime import checkpoint
-from localize.runtime.ranks import Stopped
+from localize.runtime.causes import Stopped
 from localize.weights import weights_of
 from tests.runtime import helpers
 from tests.runtime.cases import Untouchable, digest, made, rank
