@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -32,10 +33,42 @@ def find_cuts(
     found = _named_gaps(traced, profiles[True], training=True)
     in_eval: dict[str, CutPoint] = {}
     if not traced.modes_agree:
-        in_eval = {point.name: point for point in _named_gaps(traced, profiles[False], training=False)}
+        in_eval = _same_places(traced, profiles, found)
         found = [point for point in found if point.name in in_eval]
     kept = _thinned(traced, profiles[True], found) if thin else found
     return {True: kept, False: kept if traced.modes_agree else [in_eval[point.name] for point in kept]}
+
+
+def _same_places(
+    traced: TracedModel, profiles: dict[bool, Profile], found: Sequence[CutPoint]
+) -> dict[str, CutPoint]:
+    """Eval mode's cut points that are the same place as those of train mode, under the names of the latter.
+
+    A name alone may mislead: nodes are numbered apart in both graphs. Where names agree by chance, other parameters
+    lie below.
+    """
+    read = {mode: _parameters_below(traced, profiles[mode], mode) for mode in (True, False)}
+    common = read[True][-1] & read[False][-1]
+    points = _named_gaps(traced, profiles[False], training=False)
+    named = {name: point for point in points for name in (point.name, *point.aliases)}
+    same: dict[str, CutPoint] = {}
+    last = -1
+    for point in found:
+        for there in (named[name] for name in (point.name, *point.aliases) if name in named):
+            below = read[True][point.position], read[False][there.position]
+            if there.position > last and below[0] & common == below[1] & common:
+                same[point.name], last = replace(there, name=point.name, aliases=point.aliases), there.position
+                break
+    return same
+
+
+def _parameters_below(traced: TracedModel, profile: Profile, training: bool) -> list[frozenset[str]]:
+    """By position in a graph: the parameters that the nodes below it read."""
+    below = [frozenset[str]()]
+    for node in traced.graph(training).nodes:
+        read = frozenset(name for name, _ in profile.nodes[node.name].params)
+        below.append(below[-1] if read <= below[-1] else below[-1] | read)
+    return below
 
 
 def choose_cuts(names: Sequence[str], cut_points: Sequence[CutPoint]) -> list[int]:

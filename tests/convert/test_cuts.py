@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from localize import to_local
 from localize.convert.cuts import choose_cuts, classifier_cut
 from localize.errors import CutError
 from tests import zoo
@@ -263,3 +264,33 @@ def test_the_place_below_the_classifier_survives_thinning() -> None:
     found = Found(model, torch.randn(2, 3, 8, 8))
     assert classifier_name(found) == "3"
     assert "4.1" in found.names(found.best)
+
+
+class OneMore(nn.Module):
+    """Train mode multiplies once more, so that the same node name means another place in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.scale = nn.ModuleList([nn.Linear(4, 4) for _ in range(4)]), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers[0](x)
+        if self.training:
+            x = x * self.scale
+        for layer in self.layers[1:]:
+            x = layer(x) * 2
+        return x
+
+
+def test_cuts_mean_the_same_place_in_both_modes() -> None:
+    """A cut after `mul` was one place in train mode and another in eval mode, where a value was missing then."""
+    model, x = OneMore(), torch.randn(3, 4)
+    found = Found(model, x)
+    for mode in (True, False):
+        positions = [point.position for point in found.cuts[mode]]
+        assert positions == sorted(set(positions))
+    for parts in (2, 3, 4):
+        local = to_local(model, x, method="bp", parts=parts, task="regression")
+        for training in (True, False):
+            local.train(training)
+            assert torch.equal(local(x), model(x))
