@@ -39,7 +39,7 @@ def _operator(name: str) -> Callable[..., Any]:
 OPERATORS = {
     f"__{name}__": _operator(name) for name in (*_BINARY, *_OTHERS, *(f"i{name}" for name in _BINARY))
 }
-REFLECTED = {f"__r{name}__": _operator(name) for name in (*_BINARY, "div") if name != "div"}
+REFLECTED = {f"__r{name}__": _operator(name) for name in _BINARY}
 
 VALUE_READERS = frozenset(
     [

@@ -20,9 +20,8 @@ from torch import fx
 
 from localize.convert.traced import Profile
 
-_GATE_RATIO = (
-    64  # the skip around a strided bottleneck is 16 times its inside; a gate's map is 1000 times the gate
-)
+# The skip around a strided bottleneck is 16 times its inside; a gate's map is 1000 times the gate.
+_GATE_RATIO = 64
 
 
 @dataclass(frozen=True)

@@ -128,9 +128,7 @@ class Planner:
     def _exact_head(self, spec: TensorSpec, number: int, parts: int) -> Cost:
         try:
             return self.head_costs.of(spec, number, parts)
-        except (
-            MethodError
-        ):  # a cut by hand that the method cannot work on: graft says so, for all parts at once
+        except MethodError:  # a cut by hand that the method cannot work on: graft says so, for all parts at once
             return Cost()
 
     # ---------------------------------------------------------------- choices
