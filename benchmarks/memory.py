@@ -32,6 +32,7 @@ from localize import LocalModel, Trainer, get_method, list_methods, to_local
 from localize.part import advance
 from localize.runtime import links
 from localize.runtime.memory import LiveBytes, SavedBytes
+from localize.runtime.messages import Upward
 from localize.runtime.ranks import join
 from localize.runtime.sequential import run_batch, stages_of
 from localize.runtime.update import OptimizerSteps
@@ -115,7 +116,7 @@ def of_part(build: Callable[[], LocalModel], number: int, x: Tensor, y: Tensor) 
     parameters = [p for m in own for p in m.parameters()]
     optimizer = torch.optim.Adam(parameters)
     with SavedBytes(exclude=[*local.parameters(), *local.buffers()]) as saved:
-        run_batch([stage], stream, y, OptimizerSteps([stage], [optimizer]), outside=_Nowhere())
+        run_batch([stage], [Upward(stream, y)], OptimizerSteps([stage], [optimizer]), outside=_Nowhere())
     buffers = sum(b.nbytes for m in own for b in m.buffers())
     weights = sum(p.nbytes for p in parameters)
     gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)

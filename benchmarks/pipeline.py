@@ -32,6 +32,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from localize import LocalModel, Trainer, to_local
 from localize.part import Part, advance
+from localize.runtime.messages import Upward
 from localize.runtime.ranks import join
 from localize.runtime.sequential import run_batch, stages_of
 from localize.runtime.update import OptimizerSteps
@@ -113,7 +114,7 @@ def part_alone(local: LocalModel, number: int, batches: list[Any]) -> Callable[[
         times = []
         for _ in batches:
             updater.start()
-            run_batch([stage], streams[-1], y, updater, outside=_Nowhere())
+            run_batch([stage], [Upward(streams[-1], y)], updater, outside=_Nowhere())
             updater.finish()
             times.append(time.perf_counter())
         return per_step(times)

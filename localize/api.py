@@ -31,6 +31,7 @@ from localize.heads.registry import resolve_method
 from localize.model import LocalModel
 from localize.part import kind_of
 from localize.runtime.losses import isolated_losses
+from localize.runtime.messages import Upward
 from localize.runtime.sequential import run_batch, stages_of, step_result
 from localize.runtime.update import OptimizerSteps
 from localize.signature import Call, CallSignature
@@ -157,7 +158,7 @@ class _Toolkit:
         stages = stages_of(local)
         spare = local.to_standard().parameters()  # parameters that the model has and does not use
         updater = OptimizerSteps(stages, optimizers, keep_grads=keep_grads, spare=spare)
-        return step_result(run_batch(stages, stream, target, updater))
+        return step_result(run_batch(stages, [Upward(stream, target)], updater))
 
     def append_part(self, local: LocalModel, module: nn.Module, freeze_below: bool) -> None:
         append_part(local, module, freeze_below)

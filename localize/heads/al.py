@@ -135,6 +135,7 @@ class AL(Method):
     summary: ClassVar[str] = "associated learning: hidden states meet encoded targets; every part predicts"
     source: ClassVar[str] = "Wu et al. 2022"
     predicts: ClassVar[Literal["none", "exits", "path"]] = "path"
+    encodes_target: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check(

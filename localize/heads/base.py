@@ -1,7 +1,7 @@
 """One interface for every local-learning rule.
 
 A *method* says which parts get a head, what each head's loss is, which parts that loss trains and what is
-handed back to the part below. The stage (``runtime/stage.py``) does the rest, the same way for all methods:
+handed back to the part below. The stage (``runtime/step.py``) does the rest, the same way for all methods:
 
     hidden ─detach→ leaf ─head→ loss ─backward→ ∂loss/∂leaf ─route→ the parts the loss trains
 
@@ -63,7 +63,7 @@ class HeadOutput:
 
     ``loss`` is a scalar with a graph to the hidden state and the head's weights; ``per_sample`` (N) where the
     method needs it; ``logits`` (N, C) where the head predicts; ``target`` is what the part above is given
-    (detached), None for "the same as I was given".
+    (detached) where the method ``encodes_target``, else None: the same as this one was given.
     """
 
     loss: Tensor
@@ -173,6 +173,8 @@ class Method:
     heads_below: ClassVar[bool] = True
     """Whether parts below the last get heads. A method without any also takes models whose samples cannot be told
     apart."""
+    encodes_target: ClassVar[bool] = False
+    """Whether heads make the target of the part above (``HeadOutput.target``), which then has to wait for them."""
     predicts: ClassVar[Literal["none", "exits", "path"]] = "none"
     """``none``: only the model's own output; ``exits``: heads 1..K-1 predict too; ``path``: every exit,
     the last one included, goes through the heads (AL)."""

@@ -40,6 +40,7 @@ class Upwards:
     primary: tuple[str, TensorSpec] | None = None
     _seen: dict[tuple[Kind, str], tuple[torch.dtype, int]] = field(default_factory=dict)
     _evaluated: int = 0
+    _pieces: int = 0  # of the current training batch that have come
 
     def check(self, header: Header) -> None:
         """Raises ``WireError`` where a header is not the next one."""
@@ -54,7 +55,9 @@ class Upwards:
             problems += self._spec(header.kind, spec)
         _raise(header, self.edge, problems)
         if training:
-            self.step += 1
+            self._pieces += 1
+            if self._pieces == header.note.get("micros", 1):
+                self.step, self._pieces = self.step + 1, 0
         else:
             self._evaluated += 1
 
@@ -78,23 +81,26 @@ class Downwards:
     """What the part below a boundary expects: gradients of what it sent, or the loss of every sample."""
 
     edge: Edge
-    types: Sequence[Type]  # of the messages of one batch, in order
+    types: Sequence[Type]  # of the messages of one batch, in order; gradients come once a micro-batch
     step: int
-    sent: dict[int, dict[str, Shape]] = field(default_factory=dict)  # by step: what went up
+    sent: dict[int, list[dict[str, Shape]]] = field(default_factory=dict)  # by step: what went up, piece by piece
 
     _count: int = 0
 
     def sends(self, step: int, stream: Mapping[str, Tensor]) -> None:
         """What goes up with a batch."""
-        self.sent[step] = {name: (value.dtype, tuple(value.shape)) for name, value in stream.items()}
+        shapes = {name: (value.dtype, tuple(value.shape)) for name, value in stream.items()}
+        self.sent.setdefault(step, []).append(shapes)
 
     def check(self, header: Header) -> None:
         """Raises ``WireError`` where a header is not the next one."""
         if header.kind is not Kind.DATA:
             return
-        wanted = self.types[self._count]
+        pieces = self.sent.get(header.step) or [{}]
+        messages = [(each, i) for each in self.types for i in reversed(range(len(pieces) if each is Type.RELAY else 1))]
+        wanted, piece = messages[self._count]
+        sent = pieces[piece]
         problems = _about(header, self.edge, wanted, self.step)
-        sent = self.sent.get(header.step, {})
         if wanted is Type.RELAY:
             for spec in header.tensors:
                 if spec.name not in sent:
@@ -107,7 +113,7 @@ class Downwards:
             problems.append(f"expected per_sample with one axis, found {found}")
         _raise(header, self.edge, problems)
         self._count += 1
-        if self._count == len(self.types):
+        if self._count == len(messages):
             self.sent.pop(self.step, None)
             self.step, self._count = self.step + 1, 0
 

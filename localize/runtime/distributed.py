@@ -76,14 +76,14 @@ class DistributedRun(Run):
         if self.team.reads:
             yield from super()._steps(train)
         else:
-            for arrived, samples in self._arriving():
+            for arrived, samples, micros in self._arriving():
                 with self._step_place():
-                    reports = self.carry_out(arrived, samples)
+                    reports = self.carry_out([arrived], samples, micros)
                 del arrived
                 yield reports
         self.team.wires.end()
 
-    def _arriving(self) -> Iterator[tuple[Upward, int]]:
+    def _arriving(self) -> Iterator[tuple[Upward, int, int]]:
         """Batches from below; a trace shows how long they were waited for."""
         batches, number = self.team.wires.batches(Kind.DATA), self.stages[0].number
         while True:
@@ -97,14 +97,14 @@ class DistributedRun(Run):
                 return
             yield found
 
-    def carry_out(self, arrived: Upward, size: int) -> list[StageReport]:
-        self.team.wires.at(Kind.DATA, self.state.step, size)
-        reports = super().carry_out(arrived, size)
+    def carry_out(self, arrived: Iterable[Upward], size: int, micros: int) -> list[StageReport]:
+        self.team.wires.at(Kind.DATA, self.state.step, size, micros)
+        reports = super().carry_out(arrived, size, micros)
         self.team.session.step = self.state.step
         return reports
 
-    def _execute(self, arrived: Upward) -> list[StageReport]:
-        own = self._run_batch(arrived, self.team.wires)
+    def _execute(self, arrived: Iterable[Upward], micros: int) -> list[StageReport]:
+        own = self._run_batch(arrived, micros, self.team.wires)
         reports = [StageReport(None, None)] * len(self.local.parts)
         for stage, report in zip(self.stages, own, strict=True):
             reports[stage.number - 1] = report

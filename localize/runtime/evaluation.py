@@ -78,7 +78,8 @@ def _sums(
 
 def _batches(team: Team, loader: Iterable[Any]) -> Iterator[tuple[Upward, int]]:
     if not team.first:
-        yield from team.wires.batches(Kind.EVAL)
+        for arrived, samples, _ in team.wires.batches(Kind.EVAL):
+            yield arrived, samples
         return
     for inputs, target in batches.pairs(loader, team.options.split_batch):
         team.local.check_target(target, tensors_of(inputs))

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from localize.heads.base import Target
 from localize.part import Stream, kind_of
+from localize.runtime.messages import Upward
 from localize.runtime.routing import last_loss
 from localize.runtime.sequential import run_batch
 from localize.runtime.stage import Half, Stage
@@ -72,7 +73,7 @@ def isolated_losses(stages: Sequence[Stage], stream: Stream, target: Target) -> 
     """One scalar a part. Its backward reaches the part's head and the parts for which it is the farthest loss."""
     collector = _QuietCollector()
     try:
-        reports = run_batch(stages, stream, target, collector)
+        reports = run_batch(stages, [Upward(stream, target)], collector)
     finally:
         collector.restore()
     owned: dict[int, list[nn.Parameter]] = {stage.number: stage.parameters("head") for stage in stages}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,7 +21,10 @@ class Side(Enum):
 
 @dataclass(frozen=True)
 class Upward:
-    """What a part gives the part above: the values that cross the boundary, detached, and the target."""
+    """What a part gives the part above: the values that cross the boundary, detached, and the target.
+
+    Of a batch in micro-batches, the first one brings the target of all, and the others None.
+    """
 
     stream: Stream
     target: Target
@@ -58,4 +62,11 @@ class Receive:
     source: Side
 
 
-Action = Send | Receive
+@dataclass(frozen=True)
+class Begin:
+    """A stage tells what it does next."""
+
+    work: Literal["forward", "head", "backward"]
+
+
+Action = Send | Receive | Begin

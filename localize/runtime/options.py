@@ -52,6 +52,7 @@ class Options:
     gather: Gather = "first"
     trace: Path | None = None
     data_parallel: int = 1
+    microbatches: int = 1
 
     def __post_init__(self) -> None:
         problems = [
@@ -63,6 +64,7 @@ class Options:
             one_of("gather", self.gather, get_args(Gather)),
             _whole("seed", self.seed, 0),
             _whole("data_parallel", self.data_parallel, 1),
+            _whole("microbatches", self.microbatches, 1),
             one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite)),
         ]
         if self.checkpoint_every is not None:

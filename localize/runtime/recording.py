@@ -1,7 +1,8 @@
 """What the stages of this process did and when, measured: the intervals of a ``Timeline``.
 
-One thing at a time happens in a process, so each beginning is an end. ``forward`` is the part with its head's loss,
-``backward`` the head's backward pass and the part's, ``wait`` what a rank waits for its neighbours.
+One thing at a time happens in a process, so each beginning is an end. ``forward`` and ``backward`` are the part's,
+``head`` the head's forward and backward pass, ``update`` the optimizer's step, ``wait`` what a rank waits for its
+neighbours.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from localize.runtime import gantt
-from localize.runtime.messages import Action, Receive, Side
+from localize.runtime.messages import Begin, Side
 from localize.runtime.stage import Half, Stage, Updater
 from localize.runtime.timeline import Interval, Kind, Timeline
 
@@ -51,10 +52,9 @@ class Recorder:
 
     # ---------------------------------------------------------------- what the executor tells
 
-    def goes_on(self, stage: Stage, wish: Action | None) -> None:
-        """A stage goes on, now that it has had what it wanted."""
-        below = isinstance(wish, Receive) and wish.source is Side.BELOW
-        self.begin(stage.number, "forward" if below else "backward")
+    def begins(self, stage: Stage, begin: Begin) -> None:
+        """A stage tells what it does next."""
+        self.begin(stage.number, begin.work)
 
     def waits(self, stage: Stage, side: Side) -> None:
         """A stage waits for a neighbour in another process."""
@@ -74,7 +74,6 @@ class Watched:
         self._updater, self._recorder = updater, recorder
 
     def begin(self, stage: Stage, loss: Tensor | None) -> None:
-        self._recorder.begin(stage.number, "backward")
         self._updater.begin(stage, loss)
 
     def ready(self, stage: Stage, half: Half) -> None:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from localize.errors import CheckpointError, ConfigError, LocalizeError
 from localize.model import LocalModel
-from localize.runtime import batches, checkpoint, history, metrics, precision, seeding
+from localize.runtime import batches, checkpoint, history, metrics, micro, precision, seeding
 from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import Buffers, check_weights
 from localize.runtime.options import Options
@@ -24,6 +24,7 @@ from localize.runtime.recording import Recorder, Watched, write
 from localize.runtime.sequential import Outside, run_batch, stages_of
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.state import TrainingState
+from localize.runtime.step import HEAD
 from localize.runtime.update import OptimizerSteps, members
 from localize.signature import Call, tensors_of, to_device
 
@@ -35,6 +36,7 @@ class Run:
 
     def __init__(self, local: LocalModel, options: Options, device: torch.device) -> None:
         self.local, self.options, self.device = local, options, device
+        micro.check(local, options.microbatches)
         self.stages = self._stages()
         scalers = precision.install(options.precision, self.stages, device)
         for stage in self.stages:
@@ -149,7 +151,8 @@ class Run:
             stream = self.local.signature.stream(call.args, call.kwargs)
             size = batches.batch_size(inputs, target)
             del inputs, call
-            return self.carry_out(Upward(stream, target), size)
+            pieces = micro.split(self.local, Upward(stream, target), self.options.microbatches)
+            return self.carry_out(pieces, size, len(pieces))
 
     @contextmanager
     def _step_place(self) -> Iterator[None]:
@@ -158,11 +161,14 @@ class Run:
         with self._place(self.state.batch + 1), seeding.Seeded(self.generators, seed):
             yield
 
-    def carry_out(self, arrived: Upward, size: int) -> list[StageReport]:
-        """One batch of ``size`` samples through the stages; one report a part."""
+    def carry_out(self, arrived: Iterable[Upward], size: int, micros: int) -> list[StageReport]:
+        """One batch of ``size`` samples, in ``micros`` pieces, through the stages; one report a part.
+
+        ``arrived`` are the pieces that are here.
+        """
         state, updater = self.state, self.updater
         updater.start()
-        reports = self._execute(arrived)
+        reports = self._execute(arrived, micros)
         updater.finish()
         if self.buffers is not None:
             for number in updater.skipped:
@@ -173,31 +179,32 @@ class Run:
         state.batch += 1
         return reports
 
-    def _execute(self, arrived: Upward) -> list[StageReport]:
-        return self._run_batch(arrived)
+    def _execute(self, arrived: Iterable[Upward], micros: int) -> list[StageReport]:
+        return self._run_batch(arrived, micros)
 
-    def _run_batch(self, arrived: Upward, outside: Outside | None = None) -> list[StageReport]:
+    def _run_batch(
+        self, arrived: Iterable[Upward], micros: int, outside: Outside | None = None
+    ) -> list[StageReport]:
         if self.recorder is None:
-            return run_batch(self.stages, arrived.stream, arrived.target, self.updater, self._around, outside)
+            return run_batch(self.stages, arrived, self.updater, self._around, outside, micros=micros)
         self.recorder.batch = self.state.step + 1
         updater = Watched(self.updater, self.recorder)
-        reports = run_batch(
-            self.stages, arrived.stream, arrived.target, updater, self._around, outside, self.recorder
-        )
+        reports = run_batch(self.stages, arrived, updater, self._around, outside, self.recorder, micros)
         self.recorder.end()
         return reports
 
     @contextmanager
-    def _around(self, stage: Stage) -> Iterator[None]:
-        """Around a stage's forward pass: random numbers of its own, and a name for what goes wrong."""
-        if self.buffers is not None:
+    def _around(self, stage: Stage, piece: int) -> Iterator[None]:
+        """Around a forward pass: random numbers of its own, and a name for what goes wrong."""
+        if self.buffers is not None and piece == 0:
             self.buffers.remember(stage)
-        seed = seeding.derive(self.options.seed, stage.number, self._draw)
+        seed = seeding.derive(self.options.seed, stage.number, self._draw, piece)
         try:
             with seeding.Seeded(self.generators, seed):
                 yield
         except Exception as error:
-            error.add_note(f"This happened in the forward pass of part {stage.number} of {stage.parts}.")
+            of = f"part {stage.number} of {stage.parts}"
+            error.add_note(f"This happened in the forward pass of {f'the head of {of}' if piece == HEAD else of}.")
             raise
 
     @contextmanager

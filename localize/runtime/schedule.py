@@ -1,7 +1,7 @@
 """Who does what, in which order: schedules as plain data, derived from the method as the stages derive theirs.
 
 A schedule is a list of jobs a part; a part does one job at a time, in that order. ``stage`` is the order of
-``stage.stage_step``, one batch after another. Part 2 of 4, two-wise (F forward, L loss and head, b a backward pass
+``step.stage_step``, one batch after another. Part 2 of 4, two-wise (F forward, L loss and head, b a backward pass
 that only passes gradients on, B one that trains, U update):
 
     receive from 1, F, send to 3, L, b of L2, send to 1, receive from 3, B of L3, U
@@ -26,7 +26,7 @@ from localize.errors import ConfigError, problem_list
 from localize.heads.base import Method, one_of, positive
 from localize.runtime.messages import Side
 from localize.runtime.routing import Flow, flows
-from localize.runtime.stage import last_towards
+from localize.runtime.step import last_towards
 
 Order = Literal["stage", "1f1b", "hogwild"]
 Work = Literal["forward", "head", "backward", "update"]
@@ -134,12 +134,14 @@ class _Place:
     flows: tuple[Flow, ...]
     loss: bool
     feedback: bool
+    encodes: bool  # the part above waits for the head's forward pass; it counts with the part's
     microbatches: int
 
     @classmethod
     def of(cls, method: Method, number: int, parts: int, microbatches: int) -> _Place:
         own = tuple(flows(method, number, parts))
-        return cls(number, parts, own, has_loss(method, number, parts), method.feedback == "loss", microbatches)
+        loss, feedback = has_loss(method, number, parts), method.feedback == "loss"
+        return cls(number, parts, own, loss, feedback, loss and method.encodes_target, microbatches)
 
     @property
     def is_last(self) -> bool:
@@ -174,6 +176,8 @@ def _one_batch(place: _Place, batch: int) -> Iterator[Job]:
     """What ``stage_step`` does, in its order."""
     for micro in place.micros:
         yield from _forward(place, batch, micro)
+    for micro in place.micros if place.encodes and not place.is_last else ():
+        yield place.message(batch, "send", Side.ABOVE, "activations", micro)
     if place.loss:
         yield place.job(batch, "head")
     if place.feedback and place.number > 1:
@@ -209,7 +213,7 @@ def _forward(place: _Place, batch: int, micro: int | None) -> Iterator[Job]:
     if place.number > 1:
         yield place.message(batch, "receive", Side.BELOW, "activations", micro)
     yield place.job(batch, "forward", micro)
-    if not place.is_last:
+    if not place.is_last and not place.encodes:
         yield place.message(batch, "send", Side.ABOVE, "activations", micro)
 
 

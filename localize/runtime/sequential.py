@@ -10,21 +10,18 @@ that a part finishes (and frees what it holds) before the next one starts, as fa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from typing import Protocol, cast
 
 import torch
 
 from localize.errors import LocalizeError
-from localize.heads.base import Target
 from localize.model import LocalModel
-from localize.part import Part, Stream
-from localize.runtime.messages import Action, Message, Receive, Send, Side, Upward
-from localize.runtime.stage import Stage, StageReport, Updater, stage_step
+from localize.part import Part
+from localize.runtime.messages import Action, Begin, Message, Receive, Send, Side, Upward
+from localize.runtime.stage import Stage, StageReport, Updater
+from localize.runtime.step import Scope, anywhere, stage_step
 from localize.spec import StepResult
-
-Scope = Callable[[Stage], AbstractContextManager[object] | None]
 
 
 class Outside(Protocol):
@@ -38,7 +35,7 @@ class Outside(Protocol):
 class Watch(Protocol):
     """Who wants to know what stages do, and when; see ``recording.py``."""
 
-    def goes_on(self, stage: Stage, wish: Action | None) -> None: ...
+    def begins(self, stage: Stage, begin: Begin) -> None: ...
 
     def waits(self, stage: Stage, side: Side) -> None: ...
 
@@ -46,9 +43,9 @@ class Watch(Protocol):
 class _Runner:
     """A stage's generator, its two inboxes and what it waits for."""
 
-    def __init__(self, stage: Stage, updater: Updater, scope: AbstractContextManager[object] | None) -> None:
+    def __init__(self, stage: Stage, updater: Updater, scope: Scope, micros: int) -> None:
         self.stage = stage
-        self.steps = stage_step(stage, updater, scope)
+        self.steps = stage_step(stage, updater, scope, micros)
         self.inbox: dict[Side, deque[Message]] = {side: deque() for side in Side}
         self.wish: Action | None = next(self.steps)
         self.report: StageReport | None = None
@@ -70,20 +67,39 @@ class _Runner:
 
 def run_batch(
     stages: Sequence[Stage],
-    stream: Stream,
-    target: Target,
+    arrived: Iterable[Upward],
     updater: Updater,
-    scope: Scope = lambda stage: None,
+    scope: Scope = anywhere,
     outside: Outside | None = None,
     watch: Watch | None = None,
+    micros: int = 1,
 ) -> list[StageReport]:
     """One batch through all stages: losses, local backward passes and (by ``updater``) updates.
 
-    Consecutive stages may be run here and the others elsewhere, ``outside``, which is asked when none can go on.
-    ``watch`` is told what happens.
+    Args:
+        stages: consecutive ones, lowest first; the others may be run elsewhere.
+        arrived: what the lowest stage is given: the batch, or the first of its micro-batches.
+        updater: see ``update.py``.
+        scope: what forward passes run in.
+        outside: the neighbours elsewhere; asked when no stage here can go on.
+        watch: is told what happens.
+        micros: the number of micro-batches.
     """
-    runners = [_Runner(stage, updater, scope(stage)) for stage in stages]
-    runners[0].inbox[Side.BELOW].append(Upward(stream, target))
+    runners = [_Runner(stage, updater, scope, micros) for stage in stages]
+    runners[0].inbox[Side.BELOW].extend(arrived)
+    try:
+        _run(runners, outside, watch)
+    finally:
+        for runner in runners:  # after an error: leaves what its forward passes run in
+            runner.steps.close()
+    reports = [runner.report for runner in runners if runner.report is not None]
+    if len(reports) < len(runners):
+        waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]
+        raise LocalizeError(f"Parts {waiting} wait for messages that nobody sends; the method's routing is at fault.")
+    return reports
+
+
+def _run(runners: Sequence[_Runner], outside: Outside | None, watch: Watch | None) -> None:
     while True:
         position = next((i for i, runner in enumerate(runners) if runner.can_go_on), None)
         if position is None:
@@ -102,15 +118,10 @@ def run_batch(
                 neighbour.inbox[Side(-wish.to.value)].append(wish.message)
             elif outside is not None:
                 outside.send(wish.to, wish.message)
-        if watch is not None:
-            watch.goes_on(stages[position], wish)
+        elif isinstance(wish, Begin) and watch is not None:
+            watch.begins(runners[position].stage, wish)
         del wish  # the stage's activations are to go when it lets them go
         runners[position].go_on()
-    reports = [runner.report for runner in runners if runner.report is not None]
-    if len(reports) < len(runners):
-        waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]
-        raise LocalizeError(f"Parts {waiting} wait for messages that nobody sends; the method's routing is at fault.")
-    return reports
 
 
 def _waiting_outside(runners: Sequence[_Runner]) -> tuple[_Runner, Side] | None:

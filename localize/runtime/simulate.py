@@ -53,8 +53,8 @@ def simulate(
         batches: b, how many batches.
         forward: the part's forward pass. The activations leave right after it.
         loss: the head and its loss, forward and backward, while the activations travel; parts without a loss have
-            none of it. Our stage sends only after the head's forward pass: count that in ``forward``, and only the
-            head's backward pass here, to predict it.
+            none of it. AL's heads make the next part's target, so they leave after the head's
+            forward pass: count that in ``forward``, and only its backward pass here.
         backward: one backward pass through the part that trains it.
         update: the optimizer's step.
         microbatches: m; each costs 1/m of a batch. See ``schedule`` for the order.

@@ -207,6 +207,7 @@ class Team:
             "checkpoint_every": self.options.checkpoint_every,
             "gather": self.options.gather,
             "data_parallel": self.options.data_parallel,
+            "microbatches": self.options.microbatches,
         }
         everyone = self.session.gather({**about, "weights": _sample(self.holdings)})
         problems = [

@@ -87,6 +87,7 @@ class Trainer:
         gather: Gather = "first",
         trace: str | Path | None = None,
         data_parallel: int = 1,
+        microbatches: int = 1,
     ) -> None:
         self.options = Options(
             optimizer=optimizer,
@@ -107,6 +108,7 @@ class Trainer:
             gather=gather,
             trace=None if trace is None else Path(trace),
             data_parallel=data_parallel,
+            microbatches=microbatches,
         )
         self.local = local
         self.history: list[history.Row] = []

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 import localize
-from localize.runtime.messages import Message, Side
+from localize.runtime.messages import Message, Side, Upward
 from localize.runtime.sequential import run_batch, stages_of
 from localize.runtime.stage import Half, Stage
 from tests.runtime.cases import METHODS, made
@@ -242,7 +242,7 @@ def test_activations_leave_before_the_backward_pass() -> None:
     local.train()
     inputs, targets = next(iter(loader))
     log = _Log()
-    run_batch(stages_of(local)[:1], local.signature.stream((inputs,), {}), targets, log, outside=log)
+    run_batch(stages_of(local)[:1], [Upward(local.signature.stream((inputs,), {}), targets)], log, outside=log)
     assert log.events == ["send ABOVE", "begin backward", "update part", "update head"]
 
 

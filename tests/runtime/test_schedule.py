@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch import nn
 from localize import get_method, list_methods, to_local
 from localize.heads.base import Method
 from localize.heads.nwise import NWise
-from localize.runtime import sequential, stage
-from localize.runtime.messages import Action, Feedback, Message, Receive, Relay, Send, Side
+from localize.runtime import micro, sequential, step
+from localize.runtime.messages import Action, Feedback, Message, Receive, Relay, Send, Side, Upward
 from localize.runtime.schedule import Job, schedule
 from localize.runtime.stage import Half, Stage, StageReport
+from localize.runtime.step import Scope
 
 
 class _Log(nn.Module):
@@ -26,22 +26,22 @@ class _Log(nn.Module):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.done: dict[int, list[tuple[Any, ...]]] = {}
-        names = {"forward": "forward", "learn_head": "head", "learn_from_feedback": "feedback"}
+        names = {"forward": "forward", "attend": "head", "learn_head": "head", "learn_from_feedback": "feedback"}
         for name, kind in names.items():
-            monkeypatch.setattr(stage, name, self._noting(getattr(stage, name), kind))
-        pull = stage.pull
+            monkeypatch.setattr(step, name, self._noting(getattr(step, name), name, kind))
+        pull = step.pull
 
         def noting_pull(owner: Stage, work: Any, grads: Any, own: Any, flow: Any) -> Any:
             self.note(owner, "backward", flow.losses, flow.trains)
             return pull(owner, work, grads, own, flow)
 
-        monkeypatch.setattr(stage, "pull", noting_pull)
-        original = stage.stage_step
+        monkeypatch.setattr(step, "pull", noting_pull)
+        original = step.stage_step
 
         def recorded(
-            owner: Stage, updater: Any, scope: AbstractContextManager[object] | None = None
+            owner: Stage, updater: Any, scope: Scope, micros: int
         ) -> Generator[Action, Message | None, StageReport]:
-            steps, message = original(owner, updater, scope), None
+            steps, message = original(owner, updater, scope, micros), None
             while True:
                 try:
                     action = steps.send(message)
@@ -60,9 +60,11 @@ class _Log(nn.Module):
     def note(self, owner: Stage, *what: Any) -> None:
         self.done.setdefault(owner.number, []).append(what)
 
-    def _noting(self, function: Any, kind: str) -> Any:
+    def _noting(self, function: Any, name: str, kind: str) -> Any:
         def wrapped(owner: Stage, *arguments: Any) -> Any:
-            if kind != "head" or arguments[0].head is not None:
+            # Where the part above waits for a head's forward pass, that one counts with the part's.
+            counts = "learn_head" if owner.encodes_target else "attend"
+            if kind != "head" or (owner.head is not None and name == counts):
                 self.note(owner, kind)
             return function(owner, *arguments)
 
@@ -103,19 +105,23 @@ METHODS += [NWise(reach=n, gradient=g) for n in (1, 3, 4, 9) for g in ("furthest
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_schedule_is_what_stages_do(monkeypatch: pytest.MonkeyPatch, method: Method, parts: int) -> None:
+@pytest.mark.parametrize("micros", [1, 3])
+def test_the_schedule_is_what_stages_do(
+    monkeypatch: pytest.MonkeyPatch, method: Method, parts: int, micros: int
+) -> None:
     torch.manual_seed(0)
     layers = [layer for _ in range(5) for layer in (nn.Linear(6, 6), nn.Tanh())]
     local = to_local(
         nn.Sequential(*layers, nn.Linear(6, 3)), torch.randn(4, 6), method=method, parts=parts, verify=False
     )
     log = _Log(monkeypatch)
-    sequential.run_batch(
-        sequential.stages_of(local), _stream(local, torch.randn(4, 6)), torch.tensor([0, 1, 2, 0]), log
-    )
-    planned = schedule(local.method, parts=parts, batches=1)
+    batch = Upward(_stream(local, torch.randn(6, 6)), torch.tensor([0, 1, 2, 0, 1, 2]))
+    pieces = micro.split(local, batch, micros)
+    sequential.run_batch(sequential.stages_of(local), pieces, log, micros=micros)
+    planned = schedule(local.method, parts=parts, batches=1, microbatches=micros)
     expected = {number: [as_logged(job) for job in jobs] for number, jobs in enumerate(planned.jobs, 1)}
-    expected[1].insert(0, ("receive", Side.BELOW, "activations"))  # the data, which no part sends
+    for position in [i for i, what in enumerate(expected[1]) if what == ("forward",)][::-1]:
+        expected[1].insert(position, ("receive", Side.BELOW, "activations"))  # the data, which no part sends
     assert log.done == expected
 
 

@@ -1,0 +1,58 @@
+"""A batch in pieces: micro-batches go up one by one, so that the parts above start earlier.
+
+    part 1   F F F F L B B B B U            four micro-batches: F forward, L the head, which learns from the whole
+    part 2     F F F F L B B B B U          batch, B backward, U update
+"""
+
+from __future__ import annotations
+
+import math
+
+from localize.errors import ConfigError, problem_list
+from localize.model import LocalModel
+from localize.part import Stream
+from localize.runtime.messages import Upward
+
+
+def check(local: LocalModel, count: int) -> None:
+    """Makes sure that batches of this model can be cut into ``count`` micro-batches and put together again.
+
+    Raises:
+        ConfigError: they cannot; all reasons at once.
+    """
+    if count == 1:
+        return
+    problems = []
+    if all(spec.batch_axis is None for spec in local.plan.inputs):
+        problems.append("no input of the model has a batch axis that is known")
+    for number, head in enumerate(local.heads, 1):
+        if head is not None and head.site.hidden.batch_axis is None:
+            problems.append(f"the hidden state of head {number}, {head.site.hidden}, has no batch axis")
+    if problems:
+        raise ConfigError(
+            problem_list(f"microbatches={count} does not work with this model; leave it at 1", problems)
+        )
+
+
+def split(local: LocalModel, batch: Upward, count: int) -> list[Upward]:
+    """A batch as micro-batches, at most ``count``, all but the last of one size. The first one has the target."""
+    if count == 1:
+        return [batch]
+    axes = {
+        name: spec.batch_axis
+        for name, spec in zip(local.signature.names, local.plan.inputs, strict=True)
+        if spec.batch_axis is not None and batch.stream[name].dim() > spec.batch_axis
+    }
+    samples = {name: batch.stream[name].shape[axis] for name, axis in axes.items()}
+    if len(set(samples.values())) != 1:
+        raise ConfigError(f"The inputs are of different batch sizes, {samples}; no micro-batches can be made of them.")
+    total = next(iter(samples.values()))
+    size = max(1, math.ceil(total / count))
+    pieces = []
+    for start in range(0, max(total, 1), size):
+        stream: Stream = {
+            name: value.narrow(axes[name], start, min(size, total - start)) if name in axes else value
+            for name, value in batch.stream.items()
+        }
+        pieces.append(Upward(stream, batch.target if start == 0 else None))
+    return pieces
