@@ -1,0 +1,152 @@
+"""Micro-batches: the same gradients as whole batches, the same bits on any number of ranks, an earlier start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localize import Trainer, to_local
+from localize.errors import ConfigError
+from localize.runtime import micro
+from localize.runtime.messages import Message, Side, Upward
+from localize.runtime.sequential import run_batch, stages_of
+from localize.runtime.stage import Half, Stage
+from tests import zoo
+from tests.runtime.cases import METHODS, made
+from tests.runtime.several import Several
+
+CASES = "tests.runtime.cases:"
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[Several]:
+    processes = Several()
+    yield processes
+    processes.close()
+
+
+def trained(model: str, method: str, microbatches: int) -> dict[str, Tensor]:
+    case = zoo.BY_NAME[model]
+    torch.manual_seed(0)
+    # By sums, tie-breaking ReLU-free: only rounding may tell them apart.
+    net = zoo.build(case).double().eval()  # no dropout, and batch norm as in eval: samples do not meet
+    inputs = case.inputs(22)
+    inputs = inputs if case.tokens else inputs.double()
+    local = to_local(net, inputs[:4], method=METHODS[method], parts=3, verify=False).eval()
+    trainer = Trainer(
+        local, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9), progress=False, microbatches=microbatches
+    )
+    local.train = lambda mode=True: local  # type: ignore[method-assign]
+    trainer.fit([(inputs[:10], case.targets(22)[:10]), (inputs[10:], case.targets(22)[10:])], epochs=3)
+    return dict(local.state_dict())
+
+
+@pytest.mark.parametrize("model", ["mlp", "long_skip", "residual"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_updates_are_those_of_whole_batches(model: str, method: str) -> None:
+    """Six steps of momentum SGD in float64, batches of 10 and 12 in 4 pieces: of 3, 3, 3, 1 and of 3, 3, 3, 3."""
+    whole, pieces = trained(model, method, 1), trained(model, method, 4)
+    assert whole.keys() == pieces.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, rtol=1e-9, atol=1e-11, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("method", "ranks"), [(m, (2, 3, 4)[i % 3]) for i, m in enumerate(sorted(METHODS))])
+def test_many_processes_are_one(several: Several, tmp_path: Path, method: str, ranks: int) -> None:
+    """Bit for bit with batch norm, dropout, skips and a ragged last batch: 4 samples in 3 pieces are 2."""
+    found = several.results(
+        f"{CASES}same_as_sequential", ranks, model="mixed", method=method, parts=4, folder=str(tmp_path),
+        epochs=2, microbatches=3,
+    )  # fmt: skip
+    assert all(other == found[0] for other in found)
+
+
+class _Log:
+    """Neighbours outside and updater at once, in one list."""
+
+    def __init__(self, arriving: list[Upward]) -> None:
+        self.events: list[str] = []
+        self.arriving = arriving
+
+    def send(self, to: Side, message: Message) -> None:
+        self.events.append(f"send {to.name}")
+
+    def receive(self, source: Side) -> Message:
+        self.events.append(f"receive {source.name}")
+        return self.arriving.pop(0)
+
+    def begin(self, stage: Stage, loss: Tensor | None) -> None:
+        self.events.append("backward")
+
+    def ready(self, stage: Stage, half: Half) -> None:
+        self.events.append(f"update {half}")
+
+
+def test_pieces_leave_as_they_come_and_the_head_sees_the_whole_batch() -> None:
+    local, loader = made("mixed", "early_exit", 3)
+    local.train()
+    inputs, targets = next(iter(loader))
+    first, *others = micro.split(local, Upward(local.signature.stream((inputs,), {}), targets), 2)
+    stages = stages_of(local)
+    passed = _Log([])
+    run_batch(stages[:1], [first, *others], passed, outside=_Sink(passed, sent := []), micros=2)
+    assert passed.events == ["send ABOVE", "send ABOVE", "backward", "update part", "update head"]
+    assert [message.target is None for message in sent] == [False, True]
+
+    seen: list[tuple[int, ...]] = []
+    head = local.heads[1]
+    assert head is not None
+    handle = head.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
+    log = _Log(sent[1:])
+    run_batch(stages[1:2], sent[:1], log, outside=log, micros=2)
+    handle.remove()
+    assert log.events == [
+        "send ABOVE", "receive BELOW", "send ABOVE", "backward", "update part", "update head"
+    ]  # fmt: skip
+    assert [shape[0] for shape in seen] == [len(targets)]
+
+
+class _Sink:
+    def __init__(self, log: _Log, sent: list[Any]) -> None:
+        self.log, self.sent = log, sent
+
+    def send(self, to: Side, message: Message) -> None:
+        self.log.send(to, message)
+        self.sent.append(message)
+
+    def receive(self, source: Side) -> Message:
+        raise AssertionError("nothing is to come")
+
+
+@pytest.mark.parametrize(("samples", "count", "sizes"), [(10, 4, [3, 3, 3, 1]), (4, 3, [2, 2]), (2, 5, [1, 1])])
+def test_sizes(samples: int, count: int, sizes: list[int]) -> None:
+    local, _ = made("mixed", "bp", 2)
+    batch = Upward({"x": torch.arange(samples * 6.0).view(samples, 6)}, "the target")
+    pieces = micro.split(local, batch, count)
+    assert [len(piece.stream["x"]) for piece in pieces] == sizes
+    assert torch.equal(torch.cat([piece.stream["x"] for piece in pieces]), batch.stream["x"])
+    assert [piece.target for piece in pieces] == ["the target"] + [None] * (len(sizes) - 1)
+
+
+def test_what_cannot_be_cut_is_told() -> None:
+    with pytest.raises(ConfigError, match="microbatches=0 is not an integer of at least 1"):
+        Trainer(made("mixed", "bp", 2)[0], optimizer=torch.optim.SGD, microbatches=0)
+
+    class Pooled(nn.Module):  # nothing is left of the batch axis
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(torch.relu(self.one(x).mean(0)))
+
+    local = to_local(Pooled(), torch.randn(4, 6), method="bp", parts=2, task="regression", verify=False)
+    trainer = Trainer(local, optimizer=partial(torch.optim.SGD, lr=0.1), microbatches=2, progress=False)
+    with pytest.raises(ConfigError, match="the hidden state of head 2, .* has no batch axis"):
+        trainer.fit([(torch.randn(4, 6), torch.randn(1))])
