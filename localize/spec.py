@@ -6,7 +6,7 @@ Shape legend: ``N`` batch, ``C`` channels or classes, ``H W`` space, ``T`` token
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -85,15 +85,16 @@ class Cost:
     param_bytes: int = 0
     saved_bytes: int = 0  # kept for the backward pass, parameters excluded, shared storage counted once
     time_ms: float | None = None  # forward milliseconds, where measured
+    backward_ms: float | None = None  # those of the backward pass, where measured
     frozen_bytes: int = 0  # of the parameters: those that do not train, without gradients and optimizer state
 
     def __add__(self, other: Cost) -> Cost:
-        times = [t for t in (self.time_ms, other.time_ms) if t is not None]
         return Cost(
             self.flops + other.flops,
             self.param_bytes + other.param_bytes,
             self.saved_bytes + other.saved_bytes,
-            sum(times) if times else None,
+            known_sum((self.time_ms, other.time_ms)),
+            known_sum((self.backward_ms, other.backward_ms)),
             self.frozen_bytes + other.frozen_bytes,
         )
 
@@ -101,7 +102,7 @@ class Cost:
         """The one number that ``balance`` looks at.
 
         ``memory`` counts parameters, and of those that train gradients and ``optimizer_states`` copies (Adam: 2),
-        beside saved bytes.
+        beside saved bytes; ``time`` forward and backward milliseconds.
         """
         match balance:
             case "flops":
@@ -116,8 +117,14 @@ class Cost:
             case "time":
                 if self.time_ms is None:
                     raise ConfigError("balance='time' needs measured times; profile with measure_time=True.")
-                return self.time_ms
+                return self.time_ms + (self.backward_ms or 0.0)
         raise ConfigError(f"Unknown balance {balance!r}; one of {', '.join(BALANCES)}.")
+
+
+def known_sum(values: Iterable[float | None]) -> float | None:
+    """The sum of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 @dataclass(frozen=True)

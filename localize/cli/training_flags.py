@@ -25,6 +25,13 @@ Workers = Annotated[int, typer.Option(help="Processes that load data.")]
 CheckpointDir = Annotated[
     Path | None, typer.Option(help="Where to write a checkpoint every epoch.", metavar="DIR")
 ]
+AsyncCheckpoint = Annotated[
+    bool | None,
+    typer.Option(
+        "--async-checkpoint/--no-async-checkpoint",
+        help="Write checkpoints while training goes on, from a copy in memory (unless said: on devices other than CPUs).",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir.")]
 Processes = Annotated[
     int | None,

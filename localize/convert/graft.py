@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from localize.convert.flops import FlopCounter
+from localize.convert.restore import preserved
+from localize.convert.timing import Times, measure_head
 from localize.errors import MethodError
 from localize.heads.base import Head, HeadSite, Method
 from localize.part import Part
 from localize.spec import Cost, TensorSpec
 from localize.task import Task
+
+LARGEST = 2**30  # bytes of a head that is timed: planning must not need much more memory than the model
 
 
 def graft(
@@ -57,20 +61,54 @@ class _PlannedSite(HeadSite):
         )
 
 
+@dataclass(frozen=True)
+class HeadTiming:
+    """How heads are timed, beside a model whose own cost is ``model``, with its times.
+
+    Where ``device`` is None (models without data, or too large to run) and for heads of more than ``LARGEST`` bytes of
+    weights and activations, milliseconds are those of the model for as many FLOPs: an estimate, and a poor one for
+    a head of other layers than the model's.
+    """
+
+    model: Cost
+    device: torch.device | None
+    dtype: torch.dtype
+
+    def times(self, cost: Cost, method: Method, site: HeadSite) -> Times:
+        """Milliseconds of the head of a site; ``cost`` is that of its dry run. Nothing random is drawn.
+
+        Runs on ``device``, as ``measure_head`` does.
+        """
+        if self.device is not None and cost.param_bytes + cost.saved_bytes <= LARGEST:
+            try:
+                return self._measured(method, site, self.device)
+            except Exception:  # no room, or no kernel for it: the method has taken the site before
+                pass
+        share = cost.flops / max(self.model.flops, 1)
+        return Times(share * (self.model.time_ms or 0.0), share * (self.model.backward_ms or 0.0))
+
+    def _measured(self, method: Method, site: HeadSite, device: torch.device) -> Times:
+        with preserved(), torch.enable_grad():
+            head = method.build_head(site)
+            return Times(0.0, 0.0) if head is None else measure_head(head.to(device, self.dtype), device)
+
+
 @dataclass
 class HeadCosts:
     """What the head of a method costs on a hidden state, by a dry run on the meta device; equal sites run once.
 
     ``classifier`` stands in for the model's own where the method reads the representation below it: its cost is
-    the part's, not the head's. ``ms_per_flop`` turns FLOPs into milliseconds, which a dry run cannot measure.
+    the part's, not the head's. With ``timing``, heads have times too. To keep planning short those are taken once a
+    hidden state, and once more where it is the last part's: not for every number that a part may come to have.
     """
 
     method: Method
     task: Task
     logits: TensorSpec
     classifier: Callable[[Tensor], Any] | None = None
-    ms_per_flop: float | None = None
+    timing: HeadTiming | None = None
     _known: dict[tuple[TensorSpec, int, int], Cost] = field(default_factory=dict)
+    _timed: dict[tuple[TensorSpec, bool], Times] = field(default_factory=dict)
 
     def of(self, spec: TensorSpec, number: int, parts: int) -> Cost:
         """Cost of the head that part ``number`` of ``parts`` gets on ``spec``; zero where it gets none.
@@ -84,17 +122,24 @@ class HeadCosts:
             classifier = self.classifier if number == parts else None
             site = _PlannedSite(number, parts, spec, self.task, classifier, self.logits)
             cost = _dry_run(self.method, site)
-            if self.ms_per_flop is not None:
-                cost = replace(cost, time_ms=cost.flops * self.ms_per_flop)
-            self._known[key] = cost
+            if self.timing is not None:
+                times = self._times(self.timing, cost, site) if cost is not None else Times(0.0, 0.0)
+                cost = replace(cost or Cost(), time_ms=times.forward, backward_ms=times.backward)
+            self._known[key] = cost or Cost()
         return self._known[key]
 
+    def _times(self, timing: HeadTiming, cost: Cost, site: HeadSite) -> Times:
+        key = (site.hidden, site.is_last)
+        if key not in self._timed:
+            self._timed[key] = timing.times(cost, self.method, site)
+        return self._timed[key]
 
-def _dry_run(method: Method, site: HeadSite) -> Cost:
+
+def _dry_run(method: Method, site: HeadSite) -> Cost | None:
     with torch.device("meta"):
         head = method.build_head(site)
     if head is None:
-        return Cost()
+        return None
     axis = site.hidden.batch_axis or 0
     batch = site.hidden.shape[axis] if site.hidden.shape else 1
     hidden = torch.empty(site.hidden.shape, dtype=site.hidden.dtype, device="meta", requires_grad=True)

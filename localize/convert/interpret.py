@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,24 +166,3 @@ def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
             return [each.untyped_storage() for each in held]
         except (NotImplementedError, RuntimeError):
             return []
-
-
-class TimedRun(Run):
-    """Notes the milliseconds of every node; waits for the device around each."""
-
-    def __init__(self, traced: TracedModel, training: bool) -> None:
-        super().__init__(traced, training, {})
-        self.times: dict[str, float] = {}
-        self._on_gpu = any(t.is_cuda for t in traced.example)
-
-    def run_node(self, n: fx.Node) -> Any:
-        self._wait()
-        start = time.perf_counter()
-        value = super().run_node(n)
-        self._wait()
-        self.times[n.name] = (time.perf_counter() - start) * 1e3
-        return value
-
-    def _wait(self) -> None:
-        if self._on_gpu:
-            torch.cuda.synchronize()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from localize.convert.candidates import Points, below_classifier, check_reach, fitting
 from localize.convert.cuts import choose_cuts, classifier_cut, find_cuts
-from localize.convert.graft import HeadCosts
+from localize.convert.graft import HeadCosts, HeadTiming
 from localize.convert.logits import empty_output, logits_leaf, logits_spec
 from localize.convert.partition import HeadCost, PartTable, best_cuts, cuts_for_budget
 from localize.convert.profile import profile_modes
@@ -20,6 +20,7 @@ from localize.convert.ties import check_ties, respect_ties
 from localize.convert.traced import Profile, TracedModel
 from localize.errors import ConfigError, MethodError
 from localize.heads.base import Method
+from localize.part import kind_of
 from localize.spec import Cost, CutPoint, Plan, TensorSpec
 from localize.task import Task, infer_task
 
@@ -97,13 +98,17 @@ class Planner:
             return hidden.new_zeros((hidden.shape[axis], *shape))
 
         classifier = stand_in if self._represented is not None else None
-        return HeadCosts(self.method, self.task, self.logits, classifier, self._ms_per_flop)
+        return HeadCosts(self.method, self.task, self.logits, classifier, self._timing)
 
     @property
-    def _ms_per_flop(self) -> float | None:
-        """What the model takes for one; None where no time was measured."""
+    def _timing(self) -> HeadTiming | None:
+        """How heads are timed; None where no time is balanced."""
+        if self.balance != "time":
+            return None
         whole = self.profiles[True].cost(list(self.profiles[True].nodes))
-        return None if whole.time_ms is None else whole.time_ms / max(whole.flops, 1)
+        device, dtype = kind_of(self.traced.root)
+        real = self.traced.ran and not any(t.is_meta for t in self.traced.example) and device.type != "meta"
+        return HeadTiming(whole, device if real else None, dtype)
 
     @property
     def _represented(self) -> CutPoint | None:

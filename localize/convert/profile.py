@@ -7,7 +7,6 @@ meta device nor on fake tensors runs for real instead, and is left as it was.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,14 +16,13 @@ from torch import Tensor, fx, nn
 
 from localize.convert.batch_axis import AXES, Sizes, keeps_samples, resized
 from localize.convert.dry import StandIn, for_real, on_fake, on_meta
-from localize.convert.interpret import CostRun, QuickShapeRun, Shapes, TimedRun
+from localize.convert.interpret import CostRun, QuickShapeRun, Shapes
 from localize.convert.layouts import final_of, layout_of
 from localize.convert.restore import preserved
+from localize.convert.timing import measure
 from localize.convert.traced import NodeProfile, Profile, TracedModel
 from localize.errors import TraceError
 from localize.spec import Cost, TensorSpec
-
-TIMED_RUNS = 5
 
 
 def profile_modes(traced: TracedModel, measure_time: bool = False) -> dict[bool, Profile]:
@@ -39,13 +37,13 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
     Args:
         traced: the captured model; neither its values nor its random states change.
         training: which mode's graph, and which mode the modules run in.
-        measure_time: also measure milliseconds a node, on real tensors where the example is.
+        measure_time: also measure milliseconds a node, forward and backward, on real tensors where the example is.
 
     Raises:
         TraceError: the graph cannot be run.
     """
     costs, batches, others = _profile_run(traced, training)
-    times = _measure(traced, training) if measure_time else {}
+    times = measure(traced, training) if measure_time else {}
     names = traced.parameter_names()
     axes = {name: _batch_axes(found, others.get(name), batches) for name, found in costs.shapes.items()}
     first = {name: found[0][0] for name, found in costs.shapes.items() if name in costs.plain}
@@ -63,7 +61,8 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
             specs=specs,
             is_tensor=plain,
             flops=costs.flops.get(node.name, 0),
-            time_ms=times.get(node.name),
+            time_ms=times[node.name].forward if times else None,
+            backward_ms=times[node.name].backward if times else None,
             saved=tuple(costs.saved.get(node.name, {}).items()),
             params=tuple(parameters_read(traced, node, names).items()),
         )
@@ -71,25 +70,14 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
 
 
 def parameters_read(traced: TracedModel, node: fx.Node, names: dict[int, str]) -> dict[str, int]:
-    """Name → bytes of the parameters a node reads: all below a leaf module, and those it is handed.
-
-    A ``get_attr`` node itself reads nothing: it is repeated in whichever part needs it, so its parameter
-    belongs to the nodes that use it.
-    """
-    tensors: list[Tensor] = []
-    if node.op == "call_module":
-        tensors += traced.resolve(str(node.target)).parameters()
-    for source in node.all_input_nodes:
-        if source.op == "get_attr" and node.op != "output":
-            value = traced.resolve(str(source.target))
-            tensors += value.parameters() if isinstance(value, nn.Module) else [value]
+    """Name → bytes of the parameters a node reads: all below a leaf module, and those it is handed."""
+    tensors = traced.tensors_read(node)
     return {names[id(p)]: p.numel() * p.element_size() for p in tensors if id(p) in names}
 
 
 def frozen_parameters(traced: TracedModel) -> frozenset[str]:
     """The names of the parameters that do not train: they have no gradients and no optimizer state."""
-    roots = [traced.root, *(m for m in traced.extras.values() if isinstance(m, nn.Module))]
-    frozen = {id(p) for root in roots for p in root.parameters() if not p.requires_grad}
+    frozen = {id(p) for root in traced.roots for p in root.parameters() if not p.requires_grad}
     return frozenset(name for key, name in traced.parameter_names().items() if key in frozen)
 
 
@@ -127,7 +115,7 @@ def _profile_run(traced: TracedModel, training: bool) -> _Runs:
 
 def runs(traced: TracedModel, training: bool, place: Place) -> _Runs:
     """See ``_profile_run``. All places that can run a graph give the same."""
-    modules = _modules(traced)
+    modules = traced.roots
     resident = [t for m in modules for t in (*m.parameters(), *m.buffers())]
     constants = {name: t for name, t in traced.extras.items() if isinstance(t, Tensor)}
     resident += constants.values()
@@ -141,10 +129,6 @@ def runs(traced: TracedModel, training: bool, place: Place) -> _Runs:
         with torch.no_grad():
             sizes, shapes = _shapes_at_another_batch(traced, training, constants, leaves, costs.shapes)
     return costs, sizes, shapes
-
-
-def _modules(traced: TracedModel) -> list[nn.Module]:
-    return [traced.root, *(m for m in traced.extras.values() if isinstance(m, nn.Module))]
 
 
 def _shapes_at_another_batch(
@@ -184,14 +168,3 @@ def _batch_axes(found: Shapes, others: Shapes | None, batches: Sizes) -> list[in
         sizes = list(zip(here, there, strict=True)) if len(here) == len(there) else []
         axes.append(sizes.index(batches) if batches in sizes else None)
     return axes
-
-
-def _measure(traced: TracedModel, training: bool) -> dict[str, float]:
-    """Median milliseconds of every node over several real runs, after one to warm up."""
-    found: list[dict[str, float]] = []
-    with preserved(*_modules(traced), training=training), torch.no_grad():
-        for _ in range(TIMED_RUNS + 1):
-            run = TimedRun(traced, training)
-            run.run(*traced.example)
-            found.append(run.times)
-    return {name: statistics.median(run[name] for run in found[1:]) for name in found[0]}

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from localize.convert.naming import parameter_names
 from localize.signature import CallSignature, OutputStructure
-from localize.spec import Cost, TensorSpec
+from localize.spec import Cost, TensorSpec, known_sum
 
 
 @dataclass
@@ -52,6 +52,11 @@ class TracedModel:
         return self.train_graph if training else self.eval_graph
 
     @property
+    def roots(self) -> list[nn.Module]:
+        """The user's model and the helper modules."""
+        return [self.root, *(m for m in self.extras.values() if isinstance(m, nn.Module))]
+
+    @property
     def modes_agree(self) -> bool:
         return self.train_graph is self.eval_graph
 
@@ -63,6 +68,21 @@ class TracedModel:
         for name in target.split("."):
             value = getattr(value, name)
         return value
+
+    def tensors_read(self, node: fx.Node) -> list[Tensor]:
+        """The parameters below the module that a node calls, and all tensors and parameters that it is handed.
+
+        A ``get_attr`` node itself reads nothing: it is repeated in whichever part needs it, so its parameter
+        belongs to the nodes that use it.
+        """
+        tensors: list[Tensor] = []
+        if node.op == "call_module":
+            tensors += self.resolve(str(node.target)).parameters()
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and node.op != "output":
+                value = self.resolve(str(source.target))
+                tensors += value.parameters() if isinstance(value, nn.Module) else [value]
+        return tensors
 
     def parameter_names(self) -> dict[int, str]:
         """The one name of every parameter object, by ``id``; those of helper modules under the helper's target."""
@@ -81,7 +101,8 @@ class NodeProfile:
     specs: tuple[TensorSpec, ...]  # of the tensors in the node's value; empty for ints and None
     is_tensor: bool  # the value is one plain tensor (only such values may cross a cut)
     flops: float = 0.0
-    time_ms: float | None = None
+    time_ms: float | None = None  # forward milliseconds, where measured
+    backward_ms: float | None = None
     saved: tuple[tuple[int, int], ...] = ()  # (storage key, bytes) kept for backward, parameters excluded
     params: tuple[tuple[str, int], ...] = ()  # (parameter path, bytes) the node reads
 
@@ -96,13 +117,14 @@ class Profile:
         """Cost of a set of nodes run as one part: parameters and saved storages counted once."""
         saved: dict[int, int] = {}
         params: dict[str, int] = {}
-        flops, times = 0.0, 0.0
-        measured = False
-        for name in names:
-            node = self.nodes[name]
-            flops += node.flops
+        found = [self.nodes[name] for name in names]
+        for node in found:
             saved.update(node.saved)
             params.update(node.params)
-            if node.time_ms is not None:
-                times, measured = times + node.time_ms, True
-        return Cost(flops, sum(params.values()), sum(saved.values()), times if measured else None)
+        return Cost(
+            flops=sum((node.flops for node in found), 0.0),
+            param_bytes=sum(params.values()),
+            saved_bytes=sum(saved.values()),
+            time_ms=known_sum(node.time_ms for node in found),
+            backward_ms=known_sum(node.backward_ms for node in found),
+        )

@@ -24,8 +24,9 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +48,28 @@ _log = logging.getLogger(__name__)
 # -------------------------------------------------------------------- writing
 
 
-def save(folder: Path, snapshot: Snapshot) -> Path:
-    """Writes a checkpoint and makes it the latest; the one before it is kept, older ones are removed.
+@dataclass(frozen=True)
+class Share:
+    """What one process writes of a checkpoint; see ``Saver``.
 
-    Raises:
-        CheckpointError: it cannot be written; what was there before is as it was.
+    Attributes:
+        number: of the checkpoint, where several processes write one: the same for all of them, and for no other.
+        shard: tells the files of this process from those of others.
+        last: called when this share is written; says whether all the others are, too.
     """
-    packed = pack(snapshot.trainer)
-    step = snapshot.about["step"]
-    partial = folder / f".{_free_name(folder, step)}{_PARTIAL}"
-    try:
-        with writing(folder, step):
-            clean(folder)
-            partial.mkdir(parents=True)
-            write(partial, snapshot, packed)
-            return commit(folder, partial, snapshot.about)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    number: int = 1
+    shard: str = ""
+    last: Callable[[], bool] = lambda: True
+
+
+WHOLE = Share()
 
 
 def clean(folder: Path) -> None:
     """Removes what a process that was killed had begun to write."""
     for leftover in folder.glob(f".{_PREFIX}*{_PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def partial_of(folder: Path, step: int, number: int) -> Path:
-    """Where several ranks write checkpoint ``number`` (from 1) of a run, until all have done so."""
-    return folder / f".{_PREFIX}{step:08d}.{number}{_PARTIAL}"
 
 
 @contextmanager
@@ -89,30 +84,43 @@ def writing(folder: Path, step: int) -> Iterator[None]:
         ) from error
 
 
-def write(partial: Path, snapshot: Snapshot, packed: bytes, shard: str = "") -> None:
-    """Writes the tensors and the rest of a snapshot into a folder that is no checkpoint yet.
+def partial_of(folder: Path, step: int, share: Share) -> Path:
+    """Where a checkpoint is written until all shares are there; no checkpoint yet."""
+    return folder / f".{_PREFIX}{step:08d}.{share.number}{_PARTIAL}"
 
-    ``packed`` is what ``pack`` made; ``shard`` tells the files of one rank from those of others.
-    """
-    for file, tensors in ((WEIGHTS, snapshot.weights), (OPTIMIZER, snapshot.optimizer)):
-        path = partial / _shard(file, shard)
-        save_file({key: _alone(tensor) for key, tensor in tensors.items()}, path)
-        _flush(path)
-    path = partial / _shard(TRAINER, shard)
-    path.write_bytes(packed)
-    _flush(path)
+
+def write(partial: Path, snapshot: Snapshot, packed: bytes, share: Share) -> None:
+    """Writes a share of a checkpoint, or nothing; ``packed`` is what ``pack`` made of ``snapshot.trainer``."""
+    weights, optimizer, trainer = (partial / _shard(file, share) for file in (WEIGHTS, OPTIMIZER, TRAINER))
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        for path, tensors in ((weights, snapshot.weights), (optimizer, snapshot.optimizer)):
+            save_file({key: _alone(tensor) for key, tensor in tensors.items()}, path)
+            _flush(path)
+        trainer.write_bytes(packed)
+        _flush(trainer)
+    except BaseException:
+        with suppress(OSError):
+            for path in (weights, optimizer, trainer):
+                path.unlink(missing_ok=True)
+            partial.rmdir()  # where nobody else has written into it
+        raise
 
 
 def commit(folder: Path, partial: Path, about: dict[str, Any]) -> Path:
-    """Makes a folder with all files written the latest checkpoint, and removes old ones."""
+    """Makes a folder with all shares the latest checkpoint; the one before it is kept, older ones are removed."""
     previous = _pointed_at(folder)
-    sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-    state = {"format": FORMAT, **about, "file_bytes": sizes}
-    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    _flush(partial / STATE)
-    _flush(partial)
-    name = _free_name(folder, about["step"])
-    os.replace(partial, folder / name)
+    try:
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        state = {"format": FORMAT, **about, "file_bytes": sizes}
+        (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        _flush(partial / STATE)
+        _flush(partial)
+        name = _free_name(folder, about["step"])
+        os.replace(partial, folder / name)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     _point(folder, name)
     for old in _complete(folder):
         if old not in (name, previous):
@@ -121,9 +129,9 @@ def commit(folder: Path, partial: Path, about: dict[str, Any]) -> Path:
     return folder / name
 
 
-def _shard(file: str, shard: str) -> str:
+def _shard(file: str, share: Share) -> str:
     stem, _, suffix = file.partition(".")
-    return f"{stem}{shard}.{suffix}"
+    return f"{stem}{share.shard}.{suffix}"
 
 
 def pack(trainer: dict[str, Any]) -> bytes:

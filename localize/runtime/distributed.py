@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from localize.runtime import checkpoint, metrics
+from localize.runtime import metrics
+from localize.runtime.checkpoint import Share
 from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import check_weights
 from localize.runtime.placement import trainable_only
@@ -45,6 +46,7 @@ class DistributedRun(Run):
         self.state.numbers, self.state.held = team.placement.numbers, frozenset(held)
         self.state.owned = team.holdings.owned()
         self._saves, self._posted_at = 0, 0.0
+        self.saver.listen = team.session.check
         self._known: list[float | None] = [None] * len(team.local.parts)
         if team.replicas is not None:
             self.updater.average = team.replicas.average
@@ -150,7 +152,7 @@ class DistributedRun(Run):
             self.state.tally = metrics.Tally(len(self.local.parts), self.device)
 
     def save(self) -> None:
-        """Writes this rank's share of a checkpoint. Whoever is the last to do so makes it the latest one.
+        """Writes this rank's share of a checkpoint, or has it written. Whoever is the last to do so makes it the latest one.
 
         The first replica does; the others have the same weights.
         """
@@ -161,12 +163,8 @@ class DistributedRun(Run):
             self.team.replicas.pool(self.state.tally)
         if self.team.placement.replica:
             return
-        snapshot, ranks = self.state.snapshot(), self.team.placement.ranges
         self._saves += 1
-        partial = checkpoint.partial_of(folder, self.state.step, self._saves)
-        packed = checkpoint.pack(snapshot.trainer)
-        with checkpoint.writing(folder, self.state.step):
-            partial.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(partial, snapshot, packed, f"-{self.team.placement.rank + 1}-of-{len(ranks)}")
-            if self.team.session.count(f"checkpoint/{self._saves}") == len(ranks):
-                checkpoint.commit(folder, partial, snapshot.about)
+        number, ranks, count = self._saves, len(self.team.placement.ranges), self.team.session.count
+        shard = f"-{self.team.placement.rank + 1}-of-{ranks}"
+        share = Share(number, shard, lambda: count(f"checkpoint/{number}") == ranks)  # asked in the saver's thread
+        self.saver.save(folder, self.state.snapshot(), share)

@@ -12,6 +12,7 @@ from localize.errors import ConfigError, problem_list
 from localize.model import LocalModel
 from localize.part import Stream
 from localize.runtime.messages import Upward
+from localize.spec import TensorSpec
 
 
 def check(local: LocalModel, count: int) -> None:
@@ -22,16 +23,22 @@ def check(local: LocalModel, count: int) -> None:
     """
     if count == 1:
         return
-    problems = []
-    if all(spec.batch_axis is None for spec in local.plan.inputs):
-        problems.append("no input of the model has a batch axis that is known")
+    inputs = [spec for spec in local.plan.inputs if spec.batch_axis is not None]
+    problems = [] if inputs else ["no input of the model has a batch axis that is known"]
+    samples = inputs[0].shape[inputs[0].batch_axis or 0] if inputs else 1
     for number, head in enumerate(local.heads, 1):
-        if head is not None and head.site.hidden.batch_axis is None:
-            problems.append(f"the hidden state of head {number}, {head.site.hidden}, has no batch axis")
+        if head is not None and not _holds_samples(head.site.hidden, samples):
+            problems.append(f"the hidden state of head {number}, {head.site.hidden}, does not keep samples apart")
     if problems:
         raise ConfigError(
             problem_list(f"microbatches={count} does not work with this model; leave it at 1", problems)
         )
+
+
+def _holds_samples(hidden: TensorSpec, samples: int) -> bool:
+    """Whether a batch's hidden state is that of its samples side by side."""
+    axis = hidden.batch_axis
+    return axis is not None and len(hidden.shape) > axis and hidden.shape[axis] % samples == 0
 
 
 def split(local: LocalModel, batch: Upward, count: int) -> list[Upward]:

@@ -52,6 +52,7 @@ class Options:
     gather: Gather = "first"
     trace: Path | None = None
     data_parallel: int = 1
+    async_checkpoint: bool | None = None
     microbatches: int = 1
 
     def __post_init__(self) -> None:
@@ -71,6 +72,10 @@ class Options:
             problems.append(_whole("checkpoint_every", self.checkpoint_every, 1))
             if self.checkpoint_dir is None:
                 problems.append("checkpoint_every needs checkpoint_dir, the folder to write to.")
+        if self.async_checkpoint not in (None, True, False):
+            problems.append(f"async_checkpoint={self.async_checkpoint!r} is not True, False or None.")
+        elif self.async_checkpoint and self.checkpoint_dir is None:
+            problems.append("async_checkpoint needs checkpoint_dir, the folder to write to.")
         if self.data_parallel != 1 and self.executor == "sequential":
             problems.append("data_parallel takes several processes: executor='distributed' (--nproc-per-node).")
         if self.clip_grad_norm is not None:

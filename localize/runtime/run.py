@@ -21,6 +21,7 @@ from localize.runtime.nonfinite import Buffers, check_weights
 from localize.runtime.options import Options
 from localize.runtime.progress import ProgressBar
 from localize.runtime.recording import Recorder, Watched, write
+from localize.runtime.saver import Saver
 from localize.runtime.sequential import Outside, run_batch, stages_of
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.state import TrainingState
@@ -67,6 +68,7 @@ class Run:
         self.buffers = Buffers() if options.on_nonfinite == "skip" else None
         self.generators = seeding.generators(device)
         self.recorder = Recorder() if options.trace is not None else None
+        self.saver = Saver(device.type != "cpu" if options.async_checkpoint is None else options.async_checkpoint)
         if options.checkpoint_dir is not None:
             checkpoint.pack(self.state.describe()[1])  # better now than after the first epoch
 
@@ -96,6 +98,7 @@ class Run:
         bar.start_epoch(state.epoch + 1, self._length(train), state.batch)
         for reports in self._steps(train):
             state.tally.seconds = spent + time.perf_counter() - started
+            self.saver.check()
             every = self.options.checkpoint_every
             if every is not None and state.step % every == 0:
                 self.save()
@@ -237,10 +240,10 @@ class Run:
         bar.end_epoch(_summary(row))
 
     def save(self) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint, or has it written."""
         assert self.options.checkpoint_dir is not None
         check_weights(self.stages, self.state.step)
-        checkpoint.save(self.options.checkpoint_dir, self.state.snapshot())
+        self.saver.save(self.options.checkpoint_dir, self.state.snapshot())
 
     def write_trace(self) -> None:
         """What was recorded, of all processes, into a file, where it was asked for."""
@@ -269,7 +272,6 @@ class Run:
             "seconds": tally.seconds,
             "samples_per_second": tally.samples / tally.seconds if tally.seconds else 0.0,
         }
-
 
     def _tally(self) -> metrics.Tally:
         """Of all parts."""

@@ -25,6 +25,32 @@ class Snapshot:
     trainer: dict[str, Any] = field(default_factory=dict)  # what torch.load(weights_only=True) can read
 
 
+def copied(snapshot: Snapshot) -> tuple[Snapshot, Callable[[], None]]:
+    """Weights and optimizer state in CPU memory of their own, without ``trainer``; and what waits until all is there.
+
+    From a CUDA device, tensors are copied into pinned memory while the caller goes on. Whatever changes them next on
+    the same stream does so after that; whoever reads the copies has to wait first, in any thread.
+    """
+    devices: set[torch.device] = set()
+
+    def copy(tensor: Tensor) -> Tensor:
+        pinned = tensor.device.type == "cuda"
+        if pinned:
+            devices.add(tensor.device)
+        own = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+        return own.copy_(tensor.detach(), non_blocking=pinned)
+
+    weights = {name: copy(tensor) for name, tensor in snapshot.weights.items()}
+    optimizer = {name: copy(tensor) for name, tensor in snapshot.optimizer.items()}
+    marks = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def arrived() -> None:
+        for mark in marks:
+            mark.synchronize()
+
+    return Snapshot(snapshot.about, weights, optimizer), arrived
+
+
 def read(path: Path, about: dict[str, Any], keep: Keep | None) -> Snapshot:
     """A checkpoint from its files; see ``checkpoint.load``."""
     weights: dict[str, Tensor] = {}

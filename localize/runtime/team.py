@@ -49,13 +49,14 @@ class Crew(Protocol):
     def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]: ...
 
     def finish(self) -> None:
-        """After training."""
+        """After training: when the last checkpoint is complete, and weights are where they are wanted."""
 
 
 class Alone:
     """One process has all parts."""
 
     first, goes_on = True, False
+    _run: Run | None = None
 
     @staticmethod
     def place(local: LocalModel, options: Options, device: torch.device | str | None) -> torch.device:
@@ -71,13 +72,16 @@ class Alone:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        if error is not None and self._run is not None:
+            self._run.saver.stop()
 
     def agreed(self, value: Any) -> Any:
         return value
 
     def run(self, resume: bool) -> Run:
-        run = Run(self.local, self.options, self.device)
+        if self.options.checkpoint_dir is not None:
+            checkpoint.clean(self.options.checkpoint_dir)
+        run = self._run = Run(self.local, self.options, self.device)
         if resume:
             run.resume()
         return run
@@ -87,7 +91,8 @@ class Alone:
         return metrics.evaluate(self.local, loader, self.options.split_batch, self.device, autocast)
 
     def finish(self) -> None:
-        return None
+        if self._run is not None:
+            self._run.saver.wait()
 
 
 class Team:
@@ -102,6 +107,7 @@ class Team:
     """
 
     wires: Wires
+    _run: Run | None = None
     _broken = False  # whether messages of a run that failed may still be on their way
 
     @staticmethod
@@ -147,6 +153,8 @@ class Team:
             if self._open is not None:
                 self._open.abort(cause)
                 Team._broken = True
+            if self._run is not None:
+                self._run.saver.stop()  # the others know by now, and need not wait for it
         elif self._open is not None:
             self._open.close()
         self._open = None
@@ -164,7 +172,7 @@ class Team:
         if self.replicas is not None:
             self.replicas.alike(self.holdings)
         self.agreed(None)  # nobody writes a checkpoint before the folder is clean, or reads one that is being made
-        run = DistributedRun(self)
+        run = self._run = DistributedRun(self)
         if resume:
             run.resume()
         self.connect(run.state.step)
@@ -182,6 +190,9 @@ class Team:
         return evaluation.evaluate(self, loader, autocast_for(self.options.precision, self.device))
 
     def finish(self) -> None:
+        if self._run is not None:
+            self._run.saver.wait()
+        self.agreed(None)  # the last checkpoint is complete when all shares of it are
         everywhere = self.options.gather == "all"
         if everywhere or (self.options.gather == "first" and self.placement.replica == 0):
             self.holdings.gather(everywhere)

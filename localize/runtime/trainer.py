@@ -53,6 +53,14 @@ class Trainer:
         data_parallel: how many processes have the same parts, with ``distributed``: so many replicas take a batch
             of the loader each for one step, and update with the mean of their gradients. A rest of batches too few
             for all of them is left out. Batch norm's statistics stay those of each replica; the first one's are kept.
+        async_checkpoint: whether a thread writes checkpoints while training goes on. They are copied first: that takes
+            as much host memory as weights, buffers and optimizer state (of a process: its own) until they are on the
+            disk. One at a time; the next one waits for it, and so does the end of ``fit``. What goes wrong is raised
+            at the next step. None: only where ``device`` is no CPU, and so a copy is needed anyway.
+        microbatches: into how many pieces a batch is cut for the passes through the parts (GPipe, Huang et al. 2019),
+            so that a part starts on its first piece while the one below computes the next. Heads see the whole batch,
+            and gradients are those of the whole batch; only layers whose samples meet (batch norm) and random ones
+            (dropout) see pieces. For methods whose losses reach far it is what lets parts work at the same time.
 
     Attributes:
         history: a row an epoch: ``epoch`` (from 1), ``step``, ``train_loss`` (one a part; None where a part has
@@ -87,6 +95,7 @@ class Trainer:
         gather: Gather = "first",
         trace: str | Path | None = None,
         data_parallel: int = 1,
+        async_checkpoint: bool | None = None,
         microbatches: int = 1,
     ) -> None:
         self.options = Options(
@@ -108,6 +117,7 @@ class Trainer:
             gather=gather,
             trace=None if trace is None else Path(trace),
             data_parallel=data_parallel,
+            async_checkpoint=async_checkpoint,
             microbatches=microbatches,
         )
         self.local = local
@@ -154,7 +164,8 @@ class Trainer:
         Raises:
             ConfigError: an argument makes no sense, or the loader is empty.
             TaskError: a target does not fit the task.
-            CheckpointError: the checkpoint is damaged or of another run, or cannot be written.
+            CheckpointError: the checkpoint is damaged or of another run, or cannot be written (one that a thread
+                writes: told at the next step, the next checkpoint or the end).
             LocalizeError: a loss is not finite; the message names part, epoch and batch.
         """
         with self._crew() as crew:

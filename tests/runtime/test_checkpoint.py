@@ -18,6 +18,7 @@ from localize import CheckpointError, ConfigError, to_local
 from localize.heads.scpl import SCPL
 from localize.runtime import checkpoint
 from localize.runtime.checkpoint import LATEST, OPTIMIZER, STATE, TRAINER, WEIGHTS, Snapshot
+from localize.runtime.saver import Saver
 from tests.runtime.helpers import Breaking, Interruption, assert_same, converted, loader, tensors, trainer
 
 
@@ -30,6 +31,12 @@ def snapshot(step: int) -> Snapshot:
     )
 
 
+def save(folder: Path, snapshot: Snapshot) -> Path:
+    """Writes a checkpoint; where it is."""
+    Saver(asynchronous=False).save(folder, snapshot)
+    return folder / (folder / LATEST).read_text().strip()
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -38,7 +45,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    written = checkpoint.save(tmp_path / "a" / "b", snapshot(7))
+    written = save(tmp_path / "a" / "b", snapshot(7))
     assert written == tmp_path / "a" / "b" / "step-00000007"
     assert names(written) == sorted([OPTIMIZER, STATE, TRAINER, WEIGHTS])
     back = checkpoint.load(tmp_path / "a" / "b")
@@ -51,14 +58,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 100, 20):  # the order of writing counts, not the number
-        checkpoint.save(tmp_path, snapshot(step))
+        save(tmp_path, snapshot(step))
     assert names(tmp_path) == [LATEST, "step-00000020", "step-00000100"]
     assert checkpoint.load(tmp_path).about["step"] == 20  # type: ignore[union-attr]
 
 
 def test_the_same_step_again_leaves_the_first_alone_until_the_second_is_complete(tmp_path: Path) -> None:
-    first = checkpoint.save(tmp_path, snapshot(5))
-    second = checkpoint.save(tmp_path, snapshot(5))
+    first = save(tmp_path, snapshot(5))
+    second = save(tmp_path, snapshot(5))
     assert first.is_dir()
     assert (tmp_path / LATEST).read_text() == second.name + "\n" == "step-00000005-2\n"
 
@@ -73,7 +80,7 @@ def test_nothing_there_is_no_error(tmp_path: Path) -> None:
 def test_whenever_writing_fails_the_last_checkpoint_is_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    checkpoint.save(tmp_path, snapshot(5))
+    save(tmp_path, snapshot(5))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -90,27 +97,29 @@ def test_whenever_writing_fails_the_last_checkpoint_is_intact(
     with pytest.raises(
         CheckpointError, match=r"step 10 cannot be written .*No space left.*last one is intact"
     ):
-        checkpoint.save(tmp_path, snapshot(10))
+        save(tmp_path, snapshot(10))
     monkeypatch.undo()
     assert all(path.read_bytes() == content for path, content in before.items())
     assert not list(tmp_path.glob(".step*"))
     assert checkpoint.load(tmp_path).about["step"] == 5  # type: ignore[union-attr]
-    checkpoint.save(tmp_path, snapshot(10))
+    save(tmp_path, snapshot(10))
     assert checkpoint.load(tmp_path).about["step"] == 10  # type: ignore[union-attr]
 
 
 def test_leftovers_of_a_killed_process_are_ignored_and_swept(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, snapshot(5))
-    leftover = tmp_path / ".step-00000006.partial"
+    save(tmp_path, snapshot(5))
+    leftover = tmp_path / ".step-00000006.1.partial"
     leftover.mkdir()
     (leftover / WEIGHTS).write_bytes(b"half")
     assert checkpoint.load(tmp_path).about["step"] == 5  # type: ignore[union-attr]
-    checkpoint.save(tmp_path, snapshot(7))
-    assert not leftover.exists()
+    (tmp_path / LATEST).unlink()
+    (tmp_path / "step-00000005").rename(tmp_path.parent / "elsewhere")
+    trained(tmp_path)
+    assert names(tmp_path) == [LATEST, "step-00000004"]
 
 
 def test_a_process_killed_before_its_first_pointer_still_left_a_checkpoint(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, snapshot(5))
+    save(tmp_path, snapshot(5))
     (tmp_path / LATEST).unlink()
     assert checkpoint.load(tmp_path).about["step"] == 5  # type: ignore[union-attr]
 
@@ -118,7 +127,7 @@ def test_a_process_killed_before_its_first_pointer_still_left_a_checkpoint(tmp_p
 def test_views_into_shared_memory_are_stored(tmp_path: Path) -> None:
     """safetensors refuses them; the flat weights of an LSTM on a GPU are such views."""
     flat = torch.arange(6.0)
-    checkpoint.save(tmp_path, Snapshot({"step": 1}, {"a": flat[:4], "b": flat[2:], "c": flat[::2]}, {}))
+    save(tmp_path, Snapshot({"step": 1}, {"a": flat[:4], "b": flat[2:], "c": flat[::2]}, {}))
     back = checkpoint.load(tmp_path)
     assert back is not None
     assert back.weights["b"].tolist() == [2, 3, 4, 5]
@@ -141,8 +150,8 @@ def scrambled(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named_with_a_way_out(
     tmp_path: Path, file: str, damage: Callable[[Path], object]
 ) -> None:
-    checkpoint.save(tmp_path, snapshot(5))
-    damage(checkpoint.save(tmp_path, snapshot(6)) / file)
+    save(tmp_path, snapshot(5))
+    damage(save(tmp_path, snapshot(6)) / file)
     with pytest.raises(
         CheckpointError, match=r"step-00000006 is truncated or damaged: .*write 'step-00000005' into"
     ):
@@ -152,14 +161,14 @@ def test_a_damaged_checkpoint_is_named_with_a_way_out(
 
 
 def test_a_newer_version_says_to_upgrade(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, snapshot(5)) / STATE
+    path = save(tmp_path, snapshot(5)) / STATE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match=r"format 99; this version reads up to 1. Upgrade"):
         checkpoint.load(tmp_path)
 
 
 def test_a_pointer_into_nowhere_names_what_is_there(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, snapshot(5))
+    save(tmp_path, snapshot(5))
     (tmp_path / LATEST).write_text("step-00000009\n")
     with pytest.raises(
         CheckpointError, match="'step-00000009', which does not exist: there are step-00000005"
@@ -176,7 +185,7 @@ def test_nothing_is_unpickled_freely(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="would run code"):
         checkpoint.pack({"scheduler": Evil()})
-    path = checkpoint.save(tmp_path / "state", snapshot(5))
+    path = save(tmp_path / "state", snapshot(5))
     buffer = io.BytesIO()
     torch.save({"x": Evil()}, buffer)
     (path / TRAINER).write_bytes(buffer.getvalue())
@@ -325,6 +334,6 @@ def test_a_schedule_that_cannot_be_stored_is_refused_before_training(tmp_path: P
 
 def test_saved_tensors_are_copies(tmp_path: Path) -> None:
     weight: Tensor = torch.zeros(2)
-    checkpoint.save(tmp_path, Snapshot({"step": 1}, {"w": weight}, {}))
+    save(tmp_path, Snapshot({"step": 1}, {"w": weight}, {}))
     weight += 1
     assert checkpoint.load(tmp_path).weights["w"].tolist() == [0, 0]  # type: ignore[union-attr]

@@ -34,7 +34,6 @@ def several() -> Iterator[Several]:
 def trained(model: str, method: str, microbatches: int) -> dict[str, Tensor]:
     case = zoo.BY_NAME[model]
     torch.manual_seed(0)
-    # By sums, tie-breaking ReLU-free: only rounding may tell them apart.
     net = zoo.build(case).double().eval()  # no dropout, and batch norm as in eval: samples do not meet
     inputs = case.inputs(22)
     inputs = inputs if case.tokens else inputs.double()
@@ -148,5 +147,5 @@ def test_what_cannot_be_cut_is_told() -> None:
 
     local = to_local(Pooled(), torch.randn(4, 6), method="bp", parts=2, task="regression", verify=False)
     trainer = Trainer(local, optimizer=partial(torch.optim.SGD, lr=0.1), microbatches=2, progress=False)
-    with pytest.raises(ConfigError, match="the hidden state of head 2, .* has no batch axis"):
+    with pytest.raises(ConfigError, match="the hidden state of head 2, .* does not keep samples apart"):
         trainer.fit([(torch.randn(4, 6), torch.randn(1))])
