@@ -29,7 +29,7 @@ AsyncCheckpoint = Annotated[
     bool | None,
     typer.Option(
         "--async-checkpoint/--no-async-checkpoint",
-        help="Write checkpoints while training goes on, from a copy in memory (unless said: on devices other than CPUs).",
+        help="Write checkpoints from a copy, while training goes on (unless said: not on CPUs).",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir.")]
@@ -42,6 +42,13 @@ Processes = Annotated[
 MaxRestarts = Annotated[
     int,
     typer.Option(help="How often to start all processes anew, from the last checkpoint, when one dies.", metavar="N"),
+]
+Microbatches = Annotated[
+    int,
+    typer.Option(
+        help="Cut batches into M pieces, so that parts work at the same time where losses reach far (GPipe).",
+        metavar="M",
+    ),
 ]
 DataParallel = Annotated[
     int,

@@ -152,7 +152,7 @@ class DistributedRun(Run):
             self.state.tally = metrics.Tally(len(self.local.parts), self.device)
 
     def save(self) -> None:
-        """Writes this rank's share of a checkpoint, or has it written. Whoever is the last to do so makes it the latest one.
+        """Has this rank's share of a checkpoint written. Whoever is the last to do so makes it the latest one.
 
         The first replica does; the others have the same weights.
         """
