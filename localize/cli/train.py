@@ -69,6 +69,7 @@ def train(
     nproc_per_node: tf.Processes = None,
     max_restarts: tf.MaxRestarts = 0,
     data_parallel: tf.DataParallel = 1,
+    microbatches: tf.Microbatches = 1,
     data_dir: flags.DataDir = Path("data"),
     download: flags.Download = False,
     output: flags.OutputFolder = None,
@@ -113,6 +114,7 @@ def train(
             "on_nonfinite": on_nonfinite,
             "compile": compile,
             "data_parallel": data_parallel,
+            "microbatches": microbatches,
             "progress": None if out.mode == "table" else False,
             "executor": "distributed" if launched() else "sequential",
         }
