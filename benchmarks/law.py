@@ -3,9 +3,9 @@
     python benchmarks/law.py [--ranks 3 4] [--steps 40] [--unit 10]
 
 `simulated` is `runtime.predict` with the times that the jobs of each part took in this very run, medians over
-batches: forward (part, head's forward, packing of what goes up), head's backward, each backward pass that trains and
-each that only passes gradients on, update. What a message takes on its way counts nothing, so `measured / simulated` is
-1 where ranks wait for nothing but what the method makes them wait for. `a message` is the time from the end of a
+batches: forward (with the packing of what goes up), head (forward and backward), each backward pass that trains and
+each that only passes gradients on, update. What a message takes on its way counts nothing, so `measured / simulated`
+is 1 where ranks wait for nothing but what the method makes them wait for. `a message` is the time from the end of a
 forward pass to the start of the next part's, where that part was idle; the last column counts it, in each direction,
 for all but feedback.
 
@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from localize import LocalModel, Trainer, get_method, to_local
 from localize.heads.base import Method
-from localize.runtime import stage
+from localize.runtime import step
 from localize.runtime.costs import Costs
 from localize.runtime.predict import predict
 from localize.runtime.ranks import join
@@ -126,20 +126,21 @@ class Watch(dict[str, list[float]]):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Puts a clock around what a stage does in its backward passes."""
-        originals = {name: getattr(stage, name) for name in ("learn_head", "pull", "learn_from_feedback")}
+        """Puts a clock around what a stage does with its head, and in its backward passes."""
+        originals = {name: getattr(step, name) for name in ("attend", "learn_head", "pull", "learn_from_feedback")}
         names: dict[str, Callable[..., str]] = {
+            "attend": lambda *_: "head",
             "learn_head": lambda *_: "loss",
             "pull": lambda *given: "backward" if given[-1].trains else "relay",
             "learn_from_feedback": lambda *_: "feedback",
         }
         for name, function in originals.items():
-            setattr(stage, name, self.timed(function, names[name]))
+            setattr(step, name, self.timed(function, names[name]))
         try:
             yield
         finally:
             for name, function in originals.items():
-                setattr(stage, name, function)
+                setattr(step, name, function)
 
 
 def measure(variant: str, method: str, options: argparse.Namespace, trace: Path) -> dict[str, Any] | None:
@@ -162,7 +163,8 @@ def measure(variant: str, method: str, options: argparse.Namespace, trace: Path)
     costs = Costs(
         forward=seen.cost("forward"),
         update=seen.cost("update"),
-        **{name: [own.get(name, 0.0) for own in everyone] for name in ("loss", "backward", "relay", "feedback")},
+        loss=[own.get("head", 0.0) + own.get("loss", 0.0) for own in everyone],
+        **{name: [own.get(name, 0.0) for own in everyone] for name in ("backward", "relay", "feedback")},
     )
     transfers = seen.transfers()
     foreseen = partial(predict, METHODS[method](), parts=len(everyone), batches=8)
