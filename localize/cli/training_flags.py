@@ -29,7 +29,7 @@ AsyncCheckpoint = Annotated[
     bool | None,
     typer.Option(
         "--async-checkpoint/--no-async-checkpoint",
-        help="Write checkpoints from a copy, while training goes on (unless said: not on CPUs).",
+        help="Write checkpoints from a copy while training goes on; by default not on CPUs.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --checkpoint-dir.")]

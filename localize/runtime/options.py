@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -83,6 +84,10 @@ class Options:
         found = [problem for problem in problems if problem]
         if found:
             raise ConfigError(problem_list("These options of Trainer make no sense", found))
+
+    def saves_beside(self, device: torch.device) -> bool:
+        """Whether a thread writes checkpoints while training on ``device`` goes on."""
+        return device.type != "cpu" if self.async_checkpoint is None else self.async_checkpoint
 
     def check_fit(self, epochs: int, resume: bool) -> None:
         """Checks what ``fit`` is given.
