@@ -4,14 +4,15 @@
            ◀── Inbox ◀── header, payload ◀── Outbox ──             waits for the other side holds up nobody
 
 An outbox copies a message and returns; it waits only when ``window`` messages have not left yet. An inbox receives
-up to ``window`` messages before anyone asks for them. The header is checked before the payload is received.
+up to ``window`` messages before anyone asks for them. The header is checked before the payload is received. Payloads
+of tensors on a GPU have a carrier, see ``carriers.py``; on the CPU the threads here send and receive them themselves.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from localize.errors import WireError
+from localize.runtime.carriers import Carrier, Load
 from localize.runtime.causes import Cause
 from localize.runtime.ranks import Session
 from localize.runtime.wire import (
@@ -31,6 +33,7 @@ from localize.runtime.wire import (
     decode,
     decode_header,
     encode,
+    outline,
     place,
     room_for,
 )
@@ -48,6 +51,14 @@ class Contract(Protocol):
     def check(self, header: Header) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Parcel:
+    """What an outbox has to send: header and rest, and payload unless it is ``load``."""
+
+    frames: tuple[Tensor, ...]
+    load: Load | None = None
+
+
 class Outbox:
     """The sending end of an edge.
 
@@ -57,13 +68,22 @@ class Outbox:
         peer: the neighbour's rank.
         tag: of the messages of this edge, among all between the two ranks.
         window: how many messages may wait to be received before ``put`` waits.
+        carrier: of payloads; None where tensors are on the CPU.
     """
 
-    def __init__(self, session: Session, edge: Edge, peer: int, tag: int, window: int = WINDOW) -> None:
-        self.session, self.edge, self.peer = session, edge, peer
+    def __init__(
+        self,
+        session: Session,
+        edge: Edge,
+        peer: int,
+        tag: int,
+        window: int = WINDOW,
+        carrier: Carrier | None = None,
+    ) -> None:
+        self.session, self.edge, self.peer, self._carrier = session, edge, peer, carrier
         self._group, self._tag = session.ranks.group, tag
         self._room = threading.Semaphore(window)
-        self._queue: SimpleQueue[tuple[Tensor, ...] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Parcel | None] = SimpleQueue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"outbox {edge}")
         self._thread.start()
@@ -74,18 +94,18 @@ class Outbox:
         Raises:
             WireError: the message cannot travel, or the neighbour is gone.
         """
-        frames = tuple(frame for frame in encode(envelope) if frame is not None)
+        parcel = self._packed(envelope)
         while not self._room.acquire(timeout=_POLL_S):
-            self.session.check()
+            self._check()
         if self._error is not None:
             raise self.session.lost(self.peer, str(self.edge)) from self._error
-        self._queue.put(frames)
+        self._queue.put(parcel)
 
     def abort(self, cause: Cause) -> None:
         """Tells the neighbour of a failure, if it can be told without waiting."""
         if self._error is None and self._room.acquire(blocking=False):
             header, *_ = encode(Envelope(Kind.ABORT, 0, self.edge, note={"cause": asdict(cause)}))
-            self._queue.put((header,))
+            self._queue.put(_Parcel((header,)))
 
     def close(self) -> None:
         """Sends the last message, and waits until all have left."""
@@ -93,18 +113,44 @@ class Outbox:
         self._queue.put(None)
         while self._thread.is_alive():
             self._thread.join(_POLL_S)
-            self.session.check()
+            self._check()
         if self._error is not None:
             raise self.session.lost(self.peer, str(self.edge)) from self._error
 
+    def _packed(self, envelope: Envelope) -> _Parcel:
+        if self._carrier is None:
+            return _Parcel(tuple(frame for frame in encode(envelope) if frame is not None))
+        lines = outline(envelope)
+        frames = (lines.header,) if lines.rest is None else (lines.header, lines.rest)
+        return _Parcel(frames, self._carrier.pack(lines) if lines.packed else None)
+
+    def _check(self) -> None:
+        self.session.check()
+        if self._carrier is not None and self._carrier.late():
+            raise self.session.lost(self.peer, str(self.edge))
+
     def _run(self) -> None:
-        while (frames := self._queue.get()) is not None:
+        while (parcel := self._queue.get()) is not None:
             try:
-                for frame in frames:
-                    self._group.send([frame], self.peer, self._tag).wait()
+                self._deliver(parcel)
             except Exception as error:
                 self._error = error
+            del parcel  # its memory is not to be kept until there is another one
             self._room.release()
+
+    def _deliver(self, parcel: _Parcel) -> None:
+        if self._carrier is None or parcel.load is None:
+            for frame in parcel.frames:
+                self._send(frame)
+            return
+        # A header leaves when its payload can follow at once: whoever has received one does not wait long.
+        payload = self._carrier.ready(parcel.load)
+        for frame in parcel.frames:
+            self._send(frame)
+        self._carrier.send(payload, self._send)
+
+    def _send(self, frame: Tensor) -> None:
+        self._group.send([frame], self.peer, self._tag).wait()
 
 
 class Inbox:
@@ -114,6 +160,7 @@ class Inbox:
         session, peer, tag, window: as for ``Outbox``.
         contract: what is expected.
         device: where tensors are wanted.
+        carrier: of payloads; without one they come to the CPU, and go to the device when they are asked for.
     """
 
     def __init__(
@@ -124,8 +171,10 @@ class Inbox:
         tag: int,
         device: torch.device,
         window: int = WINDOW,
+        carrier: Carrier | None = None,
     ) -> None:
         self.session, self.contract, self.peer, self.device = session, contract, peer, device
+        self._carrier = carrier
         self._group, self._tag = session.ranks.group, tag
         self._room = threading.Semaphore(window)
         self._queue: SimpleQueue[tuple[Header, Tensor | None] | Exception] = SimpleQueue()
@@ -144,6 +193,8 @@ class Inbox:
                 break
             except Empty:
                 self.session.check()
+                if self._carrier is not None and self._carrier.late():
+                    raise self.session.lost(self.peer, str(self.contract.edge)) from None
         self._room.release()
         if isinstance(found, WireError):
             raise found
@@ -152,8 +203,10 @@ class Inbox:
         header, payload = found
         if header.kind is Kind.ABORT:
             raise self.session.stopped(Cause(**header.note["cause"]))
-        device = None if self.device.type == "cpu" else self.device
-        return decode(header, payload, device)
+        if self._carrier is not None and payload is not None:
+            self._carrier.take(payload)
+        there = self._carrier is not None or self.device.type == "cpu"
+        return decode(header, payload, None if there else self.device)
 
     def close(self) -> None:
         """Receives the last message.
@@ -171,7 +224,7 @@ class Inbox:
         while kind not in (Kind.END, Kind.ABORT):
             self._room.acquire()
             try:
-                header, payload = receive(self._receive, self.contract)
+                header, payload = receive(self._receive, self.contract, self._carrier)
             except Exception as error:
                 self._queue.put(error)
                 return
@@ -182,11 +235,14 @@ class Inbox:
         self._group.recv([buffer], self.peer, self._tag).wait()
 
 
-def receive(fill: Callable[[Tensor], None], contract: Contract) -> tuple[Header, Tensor | None]:
+def receive(
+    fill: Callable[[Tensor], None], contract: Contract, carrier: Carrier | None = None
+) -> tuple[Header, Tensor | None]:
     """The next header, checked, and the payload that it announces; ``fill`` receives into a buffer.
 
     Raises:
-        WireError: the header is damaged, or is not what the contract expects.
+        WireError: the header is damaged, or is not what the contract expects; with a carrier: or the payload is
+            truncated (without one, ``decode`` says so).
     """
     prefix = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
     fill(prefix)
@@ -199,6 +255,8 @@ def receive(fill: Callable[[Tensor], None], contract: Contract) -> tuple[Header,
     contract.check(header)
     if not header.payload_bytes:
         return header, None
+    if carrier is not None:
+        return header, carrier.receive(header, fill)
     payload = room_for(header)
     fill(payload)
     return header, payload

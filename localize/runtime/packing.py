@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from localize.errors import WireError
 
-_ALIGN = 64
+_ALIGN = (
+    256  # as a device's allocator does, at least: products of matrices may be computed otherwise for less
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Packed:
 
 def describe(name: str, tensor: Tensor, where: str) -> Packed:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise WireError(f"{where}: {name} is a {tensor.layout} tensor on {tensor.device}, which cannot travel.")
+        raise WireError(
+            f"{where}: {name} is a {tensor.layout} tensor on {tensor.device}, which cannot travel."
+        )
     shape, strides = tuple(tensor.shape), tuple(tensor.stride())
     if tensor.is_contiguous() or not tensor.numel() or _overlaps(shape, strides):
         return Packed(name, tensor.dtype, shape)
@@ -64,6 +68,13 @@ def offsets(packed: Iterable[Packed]) -> tuple[list[int], int]:
 def room(payload: Tensor, spec: Packed, offset: int) -> Tensor:
     """The part of the payload that holds a tensor, as that tensor in row-major order."""
     return payload[offset : offset + spec.nbytes].view(spec.dtype).view(held(spec.shape, spec.strides))
+
+
+def fill(payload: Tensor, packed: Sequence[Packed], tensors: Sequence[Tensor]) -> None:
+    """Copies tensors to where they belong in the payload; on a device, its current stream does so."""
+    for spec, tensor, offset in zip(packed, tensors, offsets(packed)[0], strict=True):
+        if tensor.numel():
+            room(payload, spec, offset).copy_(once(tensor.detach(), spec.strides))
 
 
 def held(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> tuple[int, ...]:

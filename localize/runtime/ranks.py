@@ -8,6 +8,7 @@ with that reason. Tensors go through a process group of gloo, see ``links.py``.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -241,8 +242,10 @@ class Session:
 
     # ---------------------------------------------------------------- tensors
 
-    def call(self, function: Callable[[], T], other: int) -> T:
+    def call(self, function: Callable[[], T], other: int, limit_s: float | None = None) -> T:
         """Runs what may wait long for rank ``other``, in a thread, and gives up where a rank fails.
+
+        Where that may pass unnoticed, ``limit_s`` is after how long ``other`` is taken to be gone.
 
         Raises:
             Stopped: another rank failed meanwhile, or is gone.
@@ -257,11 +260,14 @@ class Session:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
+        end = math.inf if limit_s is None else time.monotonic() + limit_s
         while True:
             thread.join(_POLL_S)
             if not thread.is_alive():
                 break
             self.check()
+            if time.monotonic() > end:
+                raise self.lost(other, None)
         result, error = box[0]
         if error is not None:
             raise self.lost(other, None) from error

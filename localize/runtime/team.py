@@ -13,8 +13,9 @@ from torch import Tensor
 
 from localize.errors import ConfigError, PlacementError, problem_list
 from localize.model import LocalModel
-from localize.runtime import checkpoint, evaluation, metrics
+from localize.runtime import checkpoint, evaluation, metrics, transport
 from localize.runtime.distributed import DistributedRun
+from localize.runtime.materialise import materialise
 from localize.runtime.options import Options
 from localize.runtime.placement import Holdings, placement_of
 from localize.runtime.precision import PRECISIONS, autocast_for
@@ -60,7 +61,8 @@ class Alone:
 
     @staticmethod
     def place(local: LocalModel, options: Options, device: torch.device | str | None) -> torch.device:
-        """Where the model is computed; moves it there, if asked to."""
+        """Where the model is computed; moves it there, if asked to. What is on the meta device gets values first."""
+        materialise(local, options.seed)
         return place(local, device)
 
     def __init__(self, local: LocalModel, options: Options, device: torch.device) -> None:
@@ -167,6 +169,7 @@ class Team:
         folder = self.options.checkpoint_dir
         if folder is not None and self.first:
             checkpoint.clean(folder)
+        self.holdings.materialise(self.options.seed)
         self.holdings.release()
         self.holdings.move(self.device)
         if self.replicas is not None:
@@ -181,10 +184,13 @@ class Team:
     def connect(self, step: int = 0) -> None:
         """Opens the edges to the neighbours; ``step`` counts from 0."""
         self.session.step = step
-        self.wires = self._open = Wires(self.session, self.placement, self.local, self.device, step)
+        self.wires = self._open = Wires(
+            self.session, self.placement, self.local, self.device, step, self._direct
+        )
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]:
         if self._open is None:
+            self.holdings.materialise(self.options.seed)
             self.holdings.move(self.device)
             self.connect()
         return evaluation.evaluate(self, loader, autocast_for(self.options.precision, self.device))
@@ -220,7 +226,9 @@ class Team:
             "data_parallel": self.options.data_parallel,
             "microbatches": self.options.microbatches,
         }
-        everyone = self.session.gather({**about, "weights": _sample(self.holdings)})
+        own = {"weights": _sample(self.holdings), "seat": transport.seat(self.device)}
+        everyone = self.session.gather({**about, **own})
+        self._direct = transport.direct([other["seat"] for other in everyone])
         problems = [
             f"{name} is {everyone[0][name]!r} on rank 0 and {other[name]!r} on rank {rank}"
             for rank, other in enumerate(everyone)

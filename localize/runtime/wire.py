@@ -3,7 +3,7 @@
     header    HEADER_BYTES of uint8: magic, version, kind, type, step, parts, sizes, checksum, and a body in JSON:
               name, dtype, shape and strides of every tensor, the shape of the target, a note of plain values
     rest      what of the body did not fit into the header, if anything
-    payload   the tensors' bytes, each at a multiple of 64, and a seal at the end
+    payload   the tensors' bytes, each at a multiple of 256, and a seal at the end
 
 A transport that is told a wrong size fills a buffer in part, or with another type's bytes, and says nothing. So sizes
 come from a header with a checksum, and the seal at the very end tells whether all of the payload arrived. Strides
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,14 +26,14 @@ from torch import Tensor
 
 from localize.errors import WireError
 from localize.runtime.messages import Feedback, Message, Relay, Upward
-from localize.runtime.packing import Packed, count, describe, harvest, offsets, once, plant, room
+from localize.runtime.packing import Packed, count, describe, fill, harvest, offsets, once, plant, room
 
 VERSION = 1
 HEADER_BYTES = 4096
 _MAGIC = b"LCLZ"
 _PREFIX = struct.Struct("<4sHBBqIIqII")  # magic, version, kind, type, step, from, to, payload, body, checksum
 _ROOM = HEADER_BYTES - _PREFIX.size
-_SEAL = 8
+SEAL_BYTES = 8
 
 
 class Kind(IntEnum):
@@ -99,10 +100,36 @@ def place(step: int, edge: Edge) -> str:
     return f"Step {step + 1}, edge {edge}"
 
 
-def encode(envelope: Envelope) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Header, rest of the body and payload as uint8 tensors; the latter two only where there is any.
+@dataclass(frozen=True)
+class Outline:
+    """A message but for its payload: header and rest of the body (uint8), and what the payload is to hold."""
 
-    The bytes are copies: what the sender does to its tensors afterwards does not matter.
+    header: Tensor
+    rest: Tensor | None
+    packed: Sequence[Packed]
+    tensors: Sequence[Tensor]
+    payload_bytes: int
+    seal: int
+
+    def pack(self, device: torch.device) -> Tensor:
+        """The payload, as uint8 on ``device``, in copies: what happens to the tensors afterwards does not matter."""
+        payload = torch.empty(self.payload_bytes, dtype=torch.uint8, device=device)
+        fill(payload, self.packed, self.tensors)
+        payload[-SEAL_BYTES:].view(torch.int64).fill_(self.seal)
+        return payload
+
+
+def encode(envelope: Envelope) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Header, rest of the body and payload as uint8 tensors on the CPU; the latter two only where there is any.
+
+    The bytes are copies: what the sender does to its tensors afterwards does not matter. Errors: see ``outline``.
+    """
+    lines = outline(envelope)
+    return lines.header, lines.rest, lines.pack(torch.device("cpu")) if lines.packed else None
+
+
+def outline(envelope: Envelope) -> Outline:
+    """A message but for its payload.
 
     Raises:
         WireError: the message holds what cannot travel.
@@ -126,7 +153,7 @@ def encode(envelope: Envelope) -> tuple[Tensor, Tensor | None, Tensor | None]:
     head = _PREFIX.pack(*fields, checksum) + body[:_ROOM]
     header = torch.frombuffer(bytearray(head.ljust(HEADER_BYTES, b"\0")), dtype=torch.uint8)
     rest = torch.frombuffer(bytearray(body[_ROOM:]), dtype=torch.uint8) if len(body) > _ROOM else None
-    return header, rest, _pack(packed, [tensor for _, tensor in tensors], size, checksum) if packed else None
+    return Outline(header, rest, packed, [tensor for _, tensor in tensors], size, _seal(size, checksum))
 
 
 def _unpacked(message: Message | None, where: str) -> tuple[Type, list[tuple[str, Tensor]], Any]:
@@ -143,22 +170,13 @@ def _unpacked(message: Message | None, where: str) -> tuple[Type, list[tuple[str
             return Type.FEEDBACK, [("per_sample", message.per_sample)], None
 
 
-def _pack(packed: list[Packed], tensors: list[Tensor], size: int, checksum: int) -> Tensor:
-    payload = torch.empty(size, dtype=torch.uint8)
-    for spec, tensor, offset in zip(packed, tensors, offsets(packed)[0], strict=True):
-        if tensor.numel():
-            room(payload, spec, offset).copy_(once(tensor.detach(), spec.strides))
-    payload[size - _SEAL :] = _seal(size, checksum)
-    return payload
-
-
 def _payload_bytes(packed: Sequence[Packed]) -> int:
-    return offsets(packed)[1] + _SEAL if packed else 0
+    return offsets(packed)[1] + SEAL_BYTES if packed else 0
 
 
-def _seal(size: int, checksum: int) -> Tensor:
-    """Eight bytes that hardly anything else leaves at the end of a payload."""
-    return torch.frombuffer(bytearray(struct.pack("<II", checksum, ~size & 0xFFFFFFFF)), dtype=torch.uint8)
+def _seal(size: int, checksum: int) -> int:
+    """Eight bytes that hardly anything else leaves at the end of a payload, as a number in this machine's order."""
+    return int.from_bytes(struct.pack("<II", checksum, ~size & 0xFFFFFFFF), sys.byteorder, signed=True)
 
 
 # ----------------------------------------------------------------- receiving
@@ -194,7 +212,7 @@ def decode_header(header: Tensor, rest: Tensor | None, where: str) -> Header:
         _, _, kind, type_, step, source, to = known
         result = Header(
             Kind(kind), Type(type_), step, Edge(source, to), size, checksum, tensors, content["target"], content["note"]
-        )
+        )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WireError(f"{where}: the header makes no sense: {error}.") from error
     wanted = _payload_bytes(tensors)
@@ -219,24 +237,36 @@ def _prefix(header: Tensor, where: str) -> tuple[Any, ...]:
     return fields
 
 
-def room_for(header: Header) -> Tensor:
+def room_for(header: Header, device: torch.device | None = None) -> Tensor:
     """A buffer for the payload that a header announces. Its end is no seal, whatever was in that memory before."""
-    payload = torch.empty(header.payload_bytes, dtype=torch.uint8)
-    payload[header.payload_bytes - _SEAL :] = 0
+    payload = torch.empty(header.payload_bytes, dtype=torch.uint8, device=device)
+    payload[-SEAL_BYTES:] = 0
     return payload
+
+
+def check_seal(header: Header, end: Tensor) -> None:
+    """Looks at the end of a payload, on the CPU.
+
+    Raises:
+        WireError: the payload is truncated.
+    """
+    if end[-SEAL_BYTES:].clone().view(torch.int64).item() != _seal(header.payload_bytes, header.checksum):
+        raise WireError(
+            f"{place(header.step, header.edge)}: expected {header.payload_bytes} bytes of "
+            f"{', '.join(map(str, header.tensors))}, found fewer: the payload is truncated."
+        )
 
 
 def decode(header: Header, payload: Tensor | None, device: torch.device | None = None) -> Envelope:
     """The message; its tensors are views of ``payload`` as far as their layout allows.
 
+    A payload that is not on the CPU was checked when it arrived, since looking at it here would wait for the device.
+
     Raises:
         WireError: the payload is truncated.
     """
-    if payload is not None and not torch.equal(payload[-_SEAL:], _seal(header.payload_bytes, header.checksum)):
-        raise WireError(
-            f"{place(header.step, header.edge)}: expected {header.payload_bytes} bytes of "
-            f"{', '.join(map(str, header.tensors))}, found fewer: the payload is truncated."
-        )
+    if payload is not None and payload.device.type == "cpu":
+        check_seal(header, payload)
     tensors = []
     for spec, offset in zip(header.tensors, offsets(header.tensors)[0], strict=True):
         assert payload is not None
@@ -259,7 +289,8 @@ def _message(header: Header, tensors: list[tuple[str, Tensor]]) -> Message | Non
 
 
 def _restored(payload: Tensor, spec: Packed, offset: int, device: torch.device | None) -> Tensor:
-    value = room(payload, spec, offset)
+    # ``data``: views count changes in place together, and autograd would take one for a change of all others.
+    value = room(payload, spec, offset).data
     if device is not None:
         value = value.to(device, non_blocking=True)
     if spec.strides is None or not value.numel():

@@ -16,6 +16,7 @@ from localize.runtime.links import Inbox, Outbox
 from localize.runtime.messages import Message, Side, Upward
 from localize.runtime.placement import Placement
 from localize.runtime.ranks import Session
+from localize.runtime.transport import Carriers, rank_edges
 from localize.runtime.wire import Edge, Envelope, Kind, place
 
 _UP, _DOWN = 2, 3  # tags
@@ -29,10 +30,17 @@ class Wires:
         local: the model.
         device: where this rank computes.
         step: the number, from 0, of the first training batch that will come.
+        direct: whether payloads go from device to device.
     """
 
     def __init__(
-        self, session: Session, placement: Placement, local: LocalModel, device: torch.device, step: int
+        self,
+        session: Session,
+        placement: Placement,
+        local: LocalModel,
+        device: torch.device,
+        step: int,
+        direct: bool = False,
     ) -> None:
         self.session = session
         self._kind, self._step, self._note = Kind.DATA, step, dict[str, Any]()
@@ -41,18 +49,22 @@ class Wires:
         self._sent: Downwards | None = None
         rank, total = placement.global_rank(placement.rank), len(local.parts)
         first, last = placement.numbers[0], placement.numbers[-1]
+        self._carriers = Carriers(session, device, rank_edges(placement, local.method) if direct else None)
+        to, of = self._carriers.towards, self._carriers.coming_from
         if first > 1:
             names = crossing_into(cast(Part, local.parts[first - 1]))
             expected = Upwards(Edge(first - 1, first), names, step, _primary(local, first))
-            self._inboxes[Side.BELOW] = Inbox(session, expected, rank - 1, _UP, device)
+            self._inboxes[Side.BELOW] = Inbox(session, expected, rank - 1, _UP, device, carrier=of(rank - 1))
             if messages_down(local.method, first, total):
-                self._outboxes[Side.BELOW] = Outbox(session, Edge(first, first - 1), rank - 1, _DOWN)
+                self._outboxes[Side.BELOW] = Outbox(
+                    session, Edge(first, first - 1), rank - 1, _DOWN, carrier=to(rank - 1)
+                )
         if last < total:
-            self._outboxes[Side.ABOVE] = Outbox(session, Edge(last, last + 1), rank + 1, _UP)
+            self._outboxes[Side.ABOVE] = Outbox(session, Edge(last, last + 1), rank + 1, _UP, carrier=to(rank + 1))
             types = messages_down(local.method, last + 1, total)
             if types:
                 self._sent = Downwards(Edge(last + 1, last), types, step)
-                self._inboxes[Side.ABOVE] = Inbox(session, self._sent, rank + 1, _DOWN, device)
+                self._inboxes[Side.ABOVE] = Inbox(session, self._sent, rank + 1, _DOWN, device, carrier=of(rank + 1))
 
     # ---------------------------------------------------------------- within a batch
 
@@ -109,11 +121,13 @@ class Wires:
             outbox.close()
         for inbox in self._inboxes.values():
             inbox.close()
+        self._carriers.close()
 
     def abort(self, cause: Cause) -> None:
         """Tells the neighbours of a failure."""
         for outbox in self._outboxes.values():
             outbox.abort(cause)
+        self._carriers.abort()
 
 
 def _primary(local: LocalModel, number: int) -> Any:
