@@ -29,6 +29,7 @@ from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.cli.output import Output
 from localize.data import Data, Loaders, load_data
 from localize.errors import ConfigError, LocalizeError
+from localize.runtime.allocator import keep_freed_memory
 from localize.runtime.causes import Stopped
 from localize.runtime.launch import launch
 from localize.runtime.ranks import launched
@@ -92,6 +93,7 @@ def train(
     if nproc_per_node is not None and not launched():
         load_data(data, data_dir, download)  # once, so that the processes do not all fetch it
         raise typer.Exit(launch(["localize", *sys.argv[1:]], nproc_per_node, max_restarts))
+    keep_freed_memory()
     out = Output.of(as_json, quiet or not _first())
     with _told_once():
         if resume and checkpoint_dir is None:
