@@ -101,12 +101,13 @@ class TimedRun(Run):
 
     def run_node(self, n: fx.Node) -> Any:
         weights = self._weights(n)
-        takes = bool(weights or self._learning & set(n.all_input_nodes)) and self._with_backward and not _ends_here(n)
+        inherits = not self._learning.isdisjoint(n.all_input_nodes)
+        takes = bool(weights or inherits) and self._with_backward and _computes(n)
         # Copies come first: the node may write into its arguments.
         copies = self._attempt(n, lambda: self._copied(n, weights)) if takes else None
         value, forward = timed(lambda: super(TimedRun, self).run_node(n), self._on_gpu)
         backward = self._attempt(n, lambda: self._backward(n, copies)) if copies is not None else None
-        if backward is not None or n.name in self._failed:
+        if backward is not None or n.name in self._failed or (inherits and n.meta.get("entry")):
             self._learning |= {n, *(source for source in self.env if _writes_into(n, source))}
         self.times[n.name] = Times(forward, backward or 0.0)
         return value
@@ -190,6 +191,11 @@ def gradients(outputs: Sequence[Tensor], wanted: Sequence[Tensor], ones: Sequenc
 def _writes_into(n: fx.Node, source: fx.Node) -> bool:
     """Whether a node changes the value that ``source`` gave."""
     return bool(n.meta.get("mutates", frozenset()) & source.meta.get("storages", frozenset()))
+
+
+def _computes(n: fx.Node) -> bool:
+    """Whether gradients may pass through a node, and take time there: entries of tuples only hand them on."""
+    return n.op.startswith("call_") and not n.meta.get("entry") and not _ends_here(n)
 
 
 def _ends_here(n: fx.Node) -> bool:

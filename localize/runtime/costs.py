@@ -10,6 +10,7 @@ from numbers import Real
 from typing import cast
 
 from localize.errors import ConfigError, problem_list
+from localize.spec import Cost as Spent
 from localize.spec import Plan
 
 Time = float | Fraction
@@ -17,6 +18,7 @@ Cost = Time | Sequence[Time]
 """A cost of every part (or boundary), or one each, for a whole batch, in any unit of time."""
 
 _BACKWARD = 2  # a backward pass computes two products for each of the forward pass: for inputs and for weights
+_HALF = 0.5  # of a backward pass: the products for inputs alone
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Costs:
     """What the jobs of every part cost, for a whole batch, in one unit of time.
 
     Args:
-        forward: the part's forward pass; the activations leave right after it.
+        forward: what comes before the activations leave: the part's forward pass.
         loss: the head and its loss, forward and backward; parts without a loss have none of it.
         backward: one backward pass through the part that trains it.
         update: the optimizer's step.
@@ -76,21 +78,25 @@ def costs_of_plan(
     samples: int | None = None,
     heads: bool = True,
     feedback: bool = False,
+    head_first: bool = False,
 ) -> Costs:
     """What the parts of a plan cost, in seconds a batch.
 
-    A backward pass counts as twice the forward pass, one that only passes gradients on as once. The head's forward
-    pass counts with the part's, since a stage sends its activations after both. Updates count nothing.
+    A backward pass counts as measured, or as twice the forward pass where that is not so; one that only passes
+    gradients on as half of it. A head's forward and backward pass are its part's ``loss``, since the activations
+    leave before them. Updates count nothing.
 
     Args:
         plan: with costs at the batch size of its example.
-        flops: floating-point operations a second that a device reaches, or one number a part; None: the forward
-            milliseconds that the plan measured (``balance="time"``).
+        flops: floating-point operations a second that a device reaches, or one number a part; None: the milliseconds
+            that the plan measured (``balance="time"``).
         bandwidth: bytes a second across a boundary, in each direction; None: transfers take no time.
         samples: of a batch; costs grow in proportion. None: as in the plan's example.
         heads: whether to count the heads.
-        feedback: whether heads learn from feedback: their loss's gradient goes to the part only, a second backward
-            pass trains the head.
+        feedback: whether heads below the last learn from feedback: their loss's gradient goes to the part only (half a
+            backward pass), a second backward pass trains the head.
+        head_first: whether the activations leave after the head's forward pass, which then counts with the part's:
+            methods whose heads make the target of the part above (``Method.encodes_target``).
 
     Raises:
         ConfigError: values that make no sense, or a plan without what is needed, all at once.
@@ -112,20 +118,26 @@ def costs_of_plan(
     if problems:
         raise ConfigError(problem_list("The plan's costs cannot be had", problems))
     scale = 1.0 if samples is None else samples / samples_of(plan)
-    parts: list[float] = []
-    tops: list[float] = []
-    for part, speed in zip(plan.parts, speeds, strict=True):
-        for cost, seconds in ((part.part, parts), (part.head, tops)):
-            own = (cost.time_ms or 0.0) / 1e3 if speed is None else cost.flops / speed
-            seconds.append(own * scale if heads or seconds is parts else 0.0)
+    parts = [_passes(part.part, speed, scale) for part, speed in zip(plan.parts, speeds, strict=True)]
+    tops = [_passes(part.head, speed, scale if heads else 0.0) for part, speed in zip(plan.parts, speeds, strict=True)]
+    losses = [back * (_HALF if feedback and k < count else 1) for k, (_, back) in enumerate(tops, 1)]
+    before = [ahead if head_first else 0.0 for ahead, _ in tops]
     return Costs(
-        forward=[part + top for part, top in zip(parts, tops, strict=True)],
-        loss=[top * (1 if feedback else _BACKWARD) for top in tops],
-        backward=[part * _BACKWARD for part in parts],
-        relay=parts,
-        feedback=[top * _BACKWARD for top in tops],
+        forward=[ahead + first for (ahead, _), first in zip(parts, before, strict=True)],
+        loss=[ahead - first + loss for (ahead, _), first, loss in zip(tops, before, losses, strict=True)],
+        backward=[back for _, back in parts],
+        relay=[back * _HALF for _, back in parts],
+        feedback=[back for _, back in tops],
         transfer=[0.0 if bandwidth is None else b.crossing_bytes * scale / bandwidth for b in plan.boundaries],
     )
+
+
+def _passes(cost: Spent, speed: float | None, scale: float) -> tuple[float, float]:
+    """Seconds of the forward and of the backward pass; ``speed`` in FLOPs a second, None: as measured."""
+    ahead = (cost.time_ms or 0.0) / 1e3 if speed is None else cost.flops / speed
+    measured = cost.backward_ms is not None and speed is None
+    back = (cost.backward_ms or 0.0) / 1e3 if measured else ahead * _BACKWARD
+    return ahead * scale, back * scale
 
 
 def samples_of(plan: Plan) -> int:

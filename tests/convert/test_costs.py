@@ -388,55 +388,6 @@ def test_frozen_layers_move_the_cut() -> None:
     assert cuts == {"params": ("2",), "memory": ("4",)}
 
 
-# ------------------------------------------------------------------------------------------ times
-
-
-class Clock:
-    """A clock that every node moves on by its own time; the first round takes a hundred times as long."""
-
-    def __init__(self, seconds: list[float], rounds: list[float]) -> None:
-        self.ticks = iter([tick * scale for scale in rounds for tick in seconds])
-        self.now, self.calls = 0.0, 0
-
-    def __call__(self) -> float:
-        self.calls += 1
-        if self.calls % 2 == 0:  # a node has run
-            self.now += next(self.ticks)
-        return self.now
-
-
-def test_times_are_medians_of_rounds_after_a_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    traced = trace(model, (torch.randn(2, 8),), {})
-    seconds = [0.0, 0.004, 0.001, 0.002, 0.0]  # placeholder, three layers, output
-    clock = Clock(seconds, rounds=[100, 1, 2, 50, 0.5, 0.25])
-    monkeypatch.setattr("localize.convert.interpret.time.perf_counter", clock)
-    found = profile(traced, measure_time=True)
-    times = [node.time_ms for node in found.nodes.values()]
-    assert times == pytest.approx([0, 4, 1, 2, 0])
-    assert clock.calls == 2 * 6 * len(seconds)
-
-
-def test_balancing_by_time_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(6)])
-    seconds = [0.0, 0.001, 0.001, 0.001, 0.001, 0.001, 0.005, 0.0]
-    monkeypatch.setattr(
-        "localize.convert.interpret.time.perf_counter", Clock(seconds, rounds=[9, 1, 1, 1, 1, 1])
-    )
-    plan = to_local(model, torch.randn(2, 8), method="bp", parts=2, balance="time").plan
-    assert plan.cuts == ("4",)
-    assert [part.part.time_ms for part in plan.parts] == pytest.approx([5, 5])
-    assert plan.imbalance == pytest.approx(1)
-
-
-def test_measured_times_are_not_negative() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 3))
-    found = profile(trace(model, (IMAGE,), {}), measure_time=True)
-    times = [node.time_ms for node in found.nodes.values()]
-    assert all(time is not None and time >= 0 for time in times)
-    assert sum(time for time in times if time is not None) > 0
-
-
 # ------------------------------------------------------------------------------------------ what planning asks for
 
 

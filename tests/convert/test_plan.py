@@ -17,7 +17,7 @@ from localize.convert.traced import TracedModel
 from localize.errors import CutError, MethodError, TraceError
 from localize.heads.nwise import NWise
 from localize.heads.registry import resolve_method
-from localize.spec import BALANCES, Cost
+from localize.spec import BALANCES
 from tests import zoo
 
 
@@ -51,15 +51,6 @@ def test_refused_cuts_are_named_and_no_part_is_made_up() -> None:
     assert re.search(
         r"after '1', '3': Method 'nwise', hidden state N×16 \(vector\): head='conv' needs a map", message
     )
-
-
-def test_heads_count_where_time_is_balanced() -> None:
-    """Nobody measures them: they are taken to be as fast, for their FLOPs, as the model."""
-    planner = Planner(traced("mlp"), resolve_method("scpl"), "time")
-    plan = planner.choose(2, None, None).plan
-    whole = sum((part.part for part in plan.parts), Cost())
-    assert whole.time_ms is not None
-    assert plan.parts[0].head.time_ms == pytest.approx(whole.time_ms / whole.flops * plan.parts[0].head.flops)
 
 
 class Branches(nn.Module):
