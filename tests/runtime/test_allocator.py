@@ -14,10 +14,11 @@ kept = keep_freed_memory() if sys.argv[1] == "kept" else None
 if kept is False:
     print(-1); sys.exit()
 def take(): return [torch.ones(2**22 * (i + 1)) for i in range(3)]  # 16, 32 and 48 MB
-take()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-take()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    take()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min(faults() for _ in range(6)))  # a hole too small may cost some, now and then
 """
 
 
@@ -31,4 +32,4 @@ def test_pages_are_taken_from_the_system_once() -> None:
     kept = faults("kept")
     if kept < 0:
         pytest.skip("this C library has no mallopt, or refuses")
-    assert kept < 100 < faults("as it is")
+    assert kept < 100 < 4000 < faults("as it is")
