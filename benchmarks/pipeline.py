@@ -5,10 +5,11 @@
 
 One interleaved run: each round takes all variants one after another, a thread a process, and the table shows medians
 over rounds. `limit` is the slower part alone: its forward pass, head, backward pass and update, on a batch that is
-there already, while the other rank does the same with its part. `naive` is `bp` on the same ranks: one part works at
+there already, while the other ranks do the same with theirs. `naive` is `bp` on the same ranks: one part works at
 a time. `GPipe` and `1F1B` are torch.distributed.pipelining on parts of the same model, cut for `bp`, with m
-micro-batches.
-`two threads` is one process with all parts of the SCPL model and as many threads as there are ranks.
+micro-batches. `threads` is one process with all parts of the SCPL model and as many threads as there are ranks. With
+`--own-microbatches`, SCPL and bp also run in our stages with micro-batches. Freed memory is kept by all processes, as
+`localize train` has it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from localize import LocalModel, Trainer, to_local
 from localize.part import Part, advance
+from localize.runtime.allocator import keep_freed_memory
 from localize.runtime.messages import Upward
 from localize.runtime.ranks import join
 from localize.runtime.sequential import run_batch, stages_of
@@ -58,13 +60,15 @@ def build(options: argparse.Namespace) -> nn.Module:
 
 def converted(options: argparse.Namespace, method: str) -> LocalModel:
     """Cut by the first rank's measurements where costs are measured."""
-    model, example = build(options), torch.randn(4, 3, 32, 32)
+    # As many samples as in training: caches make small batches cost otherwise, layer by layer.
+    model, example = build(options), torch.randn(options.batch_size, 3, 32, 32)
     cuts: list[Any] = [options.cuts.split(",") if options.cuts else None]
     if cuts[0] is None:
         if dist.get_rank() == 0:
             trial = to_local(model, example, method=method, parts=options.ranks, balance=options.balance)
             cuts[0] = list(trial.plan.cuts)
         dist.broadcast_object_list(cuts)
+        options.cuts = ",".join(cuts[0])  # the same for all variants
     torch.manual_seed(1)
     return to_local(model, example, method=method, cuts=cuts[0], balance="flops", verify=False)
 
@@ -72,12 +76,12 @@ def converted(options: argparse.Namespace, method: str) -> LocalModel:
 # ------------------------------------------------------------------ variants
 
 
-def fitted(local: LocalModel, batches: list[Any], executor: str) -> float:
+def fitted(local: LocalModel, batches: list[Any], executor: str, micro: int = 1) -> float:
     """Seconds a step of ``Trainer.fit``, the first quarter of the steps left out."""
     times: list[float] = []
     trainer = Trainer(
         local, optimizer=SGD, executor=executor, progress=False, gather="none",
-        on_step=lambda step, reports: times.append(time.perf_counter()),
+        on_step=lambda step, reports: times.append(time.perf_counter()), microbatches=micro,
     )  # fmt: skip
     trainer.fit(batches)
     return per_step(times)
@@ -180,9 +184,9 @@ def variants(options: argparse.Namespace, batches: list[Any]) -> dict[str, Calla
         finally:
             torch.set_num_threads(1)
 
-    def distributed(local: LocalModel) -> float | None:
+    def distributed(local: LocalModel, micro: int = 1) -> float | None:
         # Steps end on the last rank; the others are ahead of it by what is on its way.
-        seconds = fitted(local, batches, "distributed")
+        seconds = fitted(local, batches, "distributed", micro)
         return seconds if last else None
 
     alone = converted(options, options.method)
@@ -195,6 +199,9 @@ def variants(options: argparse.Namespace, batches: list[Any]) -> dict[str, Calla
     for kind, name in ((ScheduleGPipe, "GPipe"), (Schedule1F1B, "1F1B")):
         for micro in options.microbatches:
             found[f"{name}, m={micro}"] = pipelined(options, kind, micro, batches)
+    for micro in options.own_microbatches:
+        for method in (options.method, "bp"):
+            found[f"our {method}, {micro} pieces"] = partial(distributed, converted(options, method), micro)
     return found
 
 
@@ -204,6 +211,7 @@ def variants(options: argparse.Namespace, batches: list[Any]) -> dict[str, Calla
 def measure(options: argparse.Namespace) -> None:
     """What a rank does."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     join()
     generator = torch.Generator().manual_seed(2)
     batches = [
@@ -214,6 +222,7 @@ def measure(options: argparse.Namespace) -> None:
         for _ in range(options.steps)
     ]
     rounds: dict[str, list[float]] = {}
+    alone: list[list[float]] = []  # each part, by round
     for name, variant in (chosen := variants(options, batches)).items():
         dist.barrier()
         variant()  # warm
@@ -225,15 +234,19 @@ def measure(options: argparse.Namespace) -> None:
             everyone: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everyone, seconds)
             rounds[name].append(max(s for s in everyone if s is not None))
+            if name == "limit":
+                alone.append(everyone)
     if dist.get_rank() == 0:
-        report(options, rounds)
+        report(options, rounds, alone)
     dist.destroy_process_group()
 
 
-def report(options: argparse.Namespace, rounds: dict[str, list[float]]) -> None:
+def report(options: argparse.Namespace, rounds: dict[str, list[float]], alone: list[list[float]]) -> None:
     middle = {name: statistics.median(values) for name, values in rounds.items()}
     print(f"{options.model}, batch {options.batch_size}, {options.method} on {options.ranks} ranks, one thread each; "
           f"{options.rounds} rounds of {options.steps} steps")  # fmt: skip
+    each = ", ".join(f"{statistics.median(part) * 1e3:.1f}" for part in zip(*alone, strict=True))
+    print(f"Cut after {options.cuts}; the parts alone take {each} ms.")
     print("\n| variant | ms a step | fastest and slowest round |\n|---|---|---|")
     for name, values in rounds.items():
         print(f"| {name} | {middle[name] * 1e3:.1f} | {min(values) * 1e3:.1f}–{max(values) * 1e3:.1f} |")
@@ -258,6 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--balance", default="time", help="what the parts are balanced by")
     parser.add_argument("--cuts", help="names to cut after, with commas, for all variants")
     parser.add_argument("--microbatches", type=int, nargs="*", default=[4, 8])
+    parser.add_argument("--own-microbatches", type=int, nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=12, help="a round")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
