@@ -101,6 +101,8 @@ class Carriers:
     def __init__(
         self, session: Session, device: torch.device, edges: Iterable[RankEdge] | None = None
     ) -> None:
+        if device.type == "cuda" and device.index is None:  # in the threads of links another one may be current
+            device = torch.device("cuda", torch.cuda.current_device())
         self._session, self._device, self._direct = session, device, edges is not None
         self._groups = _connected(session, device, list(edges or ()))
 
