@@ -3,7 +3,7 @@
     python benchmarks/restarts.py --kills 30 --ranks 3
 
 Each kill is a ``kill -9`` of one process, at any moment from the first step on: in a forward pass, while a checkpoint
-is written, between two messages. torchelastic starts all ranks anew, and they go on from the last checkpoint. Printed:
+is written (``--async-checkpoint``: by a thread), between two messages. torchelastic starts all ranks anew, and they go on from the last checkpoint. Printed:
 kills, restarts, seconds from a kill to the next step, and whether the weights are equal to the last bit.
 """
 
@@ -71,6 +71,7 @@ def train(options: argparse.Namespace) -> None:
         seed=5,
         checkpoint_dir=folder / "checkpoints",
         checkpoint_every=5,
+        async_checkpoint=options.async_checkpoint,
         progress=False,
         on_step=on_step,
     )
@@ -103,6 +104,8 @@ def main(options: argparse.Namespace) -> int:
             "--ranks", str(options.ranks), "--folder", str(many), "--kills", str(options.kills),
             "--seed", str(options.seed), "--within", str(options.within), "--pause", str(options.pause), *common,
         ]  # fmt: skip
+        if options.async_checkpoint:
+            torchrun.append("--async-checkpoint")
         started = time.time()
         quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(torchrun, env=os.environ | quiet, capture_output=True, text=True)
@@ -117,7 +120,8 @@ def main(options: argparse.Namespace) -> int:
         times.setdefault(line["restart"], []).append(line["time"])
     restarts = max(times)
     gaps = [times[i + 1][0] - times[i][-1] for i in range(restarts) if i in times and i + 1 in times]
-    print(f"{options.method}, {options.parts} parts on {options.ranks} ranks, {log[-1]['step']} steps")
+    beside = ", checkpoints beside training" if options.async_checkpoint else ""
+    print(f"{options.method}, {options.parts} parts on {options.ranks} ranks, {log[-1]['step']} steps{beside}")
     print(f"kills: {options.kills}  restarts: {restarts}  steps done again: {len(log) - log[-1]['step']}")
     if gaps:
         gaps.sort()
@@ -138,6 +142,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--within", type=float, default=0.5, help="seconds after the first step in which to kill")
     parser.add_argument("--pause", type=float, default=0.02, help="seconds of every step, so that there is time")
+    parser.add_argument("--async-checkpoint", action="store_true", help="checkpoints are written by a thread")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

@@ -76,7 +76,7 @@ def test_nothing_there_is_no_error(tmp_path: Path) -> None:
     assert not checkpoint.any_in(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("moment", ["weights", "state", "rename", "pointer"])
+@pytest.mark.parametrize("moment", ["weights", "trainer", "state", "rename", "pointer"])
 def test_whenever_writing_fails_the_last_checkpoint_is_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -89,6 +89,7 @@ def test_whenever_writing_fails_the_last_checkpoint_is_intact(
     replace = os.replace
     targets: dict[str, tuple[Any, str, Any]] = {
         "weights": (checkpoint, "save_file", full),
+        "trainer": (Path, "write_bytes", full),
         "state": (json, "dumps", full),
         "rename": (os, "replace", full),
         "pointer": (os, "replace", lambda a, b: full() if Path(b).name == LATEST else replace(a, b)),
