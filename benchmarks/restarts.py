@@ -3,8 +3,9 @@
     python benchmarks/restarts.py --kills 30 --ranks 3
 
 Each kill is a ``kill -9`` of one process, at any moment from the first step on: in a forward pass, while a checkpoint
-is written (``--async-checkpoint``: by a thread), between two messages. torchelastic starts all ranks anew, and they go on from the last checkpoint. Printed:
-kills, restarts, seconds from a kill to the next step, and whether the weights are equal to the last bit.
+is written (``--async-checkpoint``: by a thread), between two messages. torchelastic starts all ranks anew, and they go
+on from the last checkpoint. Printed: kills, restarts, seconds from a kill to the next step, and whether the weights
+are equal to the last bit.
 """
 
 from __future__ import annotations
