@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +72,25 @@ class HeadOutput:
     target: Target | None = None
 
 
+class Gathers(Protocol):
+    """What a head can ask of the other replicas of its part, each of which has a batch of its own."""
+
+    def __call__(self, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Of each tensor (N, …) the rows of all replicas, (ΣN, …), in one order on all of them; N may differ.
+
+        All replicas call this in the same order. Gradients flow back to the replica that a row is of, and are summed
+        there over all replicas' losses: averaged over replicas, weights get the gradient of the mean of these losses.
+        """
+
+
 class Head(nn.Module):
-    """Auxiliary network of one part. Subclasses implement ``forward`` and, if they predict, ``predictor``."""
+    """Auxiliary network of one part. Subclasses implement ``forward`` and, if they predict, ``predictor``.
+
+    ``gathers`` is there during a training step with several replicas, and None otherwise.
+    """
 
     site: HeadSite
+    gathers: Gathers | None = None
 
     def __init__(self, site: HeadSite) -> None:
         super().__init__()

@@ -47,17 +47,12 @@ def supervised_contrastive_loss(
     Raises:
         MethodError: shapes that do not fit, or an option out of range.
     """
-    if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1]:
-        raise MethodError(
-            "supervised_contrastive_loss takes embeddings (N, D) and labels (N), got "
-            f"{tuple(embeddings.shape)} and {tuple(labels.shape)}."
-        )
+    _check_shapes(embeddings, labels)
     problem = positive("temperature", temperature) or one_of("normalizer", normalizer, _NORMALIZERS)
     if problem:
         raise MethodError(problem)
     with _no_autocast(embeddings.device.type):
-        wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        z = F.normalize(wide, dim=1)
+        z = F.normalize(_widened(embeddings), dim=1)
         similarity = z @ z.T / temperature
         ignored = labels == IGNORE_INDEX
         left_out = torch.eye(len(labels), dtype=torch.bool, device=labels.device) | ignored
@@ -69,6 +64,18 @@ def supervised_contrastive_loss(
         divisor = positives + 1 if normalizer == "reference" else positives.clamp(min=1)
         each = (positives * log_others - (together * similarity).sum(1)) / divisor
         return each.sum() / (~ignored).sum().clamp(min=1)
+
+
+def _check_shapes(embeddings: Tensor, labels: Tensor) -> None:
+    if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1]:
+        raise MethodError(
+            "supervised_contrastive_loss takes embeddings (N, D) and labels (N), got "
+            f"{tuple(embeddings.shape)} and {tuple(labels.shape)}."
+        )
+
+
+def _widened(embeddings: Tensor) -> Tensor:
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
 
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:
@@ -84,7 +91,7 @@ class ContrastiveHead(Head):
     def __init__(self, site: HeadSite, options: SCPL) -> None:
         super().__init__(site)
         self.temperature, self.normalizer = options.temperature, options.normalizer
-        self.joint = options.classifier == "joint"
+        self.joint, self.gather = options.classifier == "joint", options.gather
         self.reduce = PooledVector(
             site.hidden, MAX_FEATURES if options.pool == "auto" else None, options.token_pool
         )
@@ -96,8 +103,11 @@ class ContrastiveHead(Head):
         self.to(site.hidden.dtype)
 
     def forward(self, hidden: Tensor, target: Target) -> HeadOutput:
-        embeddings = self.projector(self.reduce(hidden))
-        loss = supervised_contrastive_loss(embeddings, target, self.temperature, self.normalizer)
+        embeddings, labels = self.projector(self.reduce(hidden)), target
+        if self.gather and self.gathers is not None:
+            _check_shapes(embeddings, labels)  # what does not fit is told before anyone waits for this replica
+            embeddings, labels = self.gathers(_widened(embeddings), labels)
+        loss = supervised_contrastive_loss(embeddings, labels, self.temperature, self.normalizer)
         # Not registered, site being no module: the classifier's weights belong to the part.
         classifier = self.site.classifier
         if classifier is None:
@@ -127,6 +137,8 @@ class SCPL(Method):
         hidden, projection: widths of the mlp.
         token_pool: how tokens become a vector: ``mean``, the ``first`` (a class token), the ``last``; ``auto``: the
             final state where a recurrent layer made them, else the mean.
+        gather: with several replicas (``data_parallel``), whether samples are contrasted with those of all replicas'
+            batches, as one process would with one large batch; else each replica's with those of its own batch.
     """
 
     temperature: float = 0.1
@@ -137,6 +149,7 @@ class SCPL(Method):
     hidden: int = 512
     projection: int = 1024
     token_pool: TokenPool = "auto"
+    gather: bool = False
 
     name: ClassVar[str] = "scpl"
     summary: ClassVar[str] = "supervised contrastive loss on every part"

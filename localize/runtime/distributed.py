@@ -19,12 +19,13 @@ from torch.optim import Optimizer
 
 from localize.runtime import metrics
 from localize.runtime.checkpoint import Share
+from localize.runtime.gathering import gathering
 from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import check_weights
 from localize.runtime.placement import trainable_only
-from localize.runtime.replicas import Shard
 from localize.runtime.run import Run
 from localize.runtime.sequential import stages_of
+from localize.runtime.shards import Shard
 from localize.runtime.stage import Stage, StageReport
 from localize.runtime.wire import Kind
 
@@ -48,6 +49,8 @@ class DistributedRun(Run):
         self._saves, self._posted_at = 0, 0.0
         self.saver.listen = team.session.check
         self._known: list[float | None] = [None] * len(team.local.parts)
+        self.state.replicas = team.placement.replicas
+        self._shard: Shard | None = None
         if team.replicas is not None:
             self.updater.average = team.replicas.average
 
@@ -62,7 +65,9 @@ class DistributedRun(Run):
 
     def _located(self, train: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         place = self.team.placement
-        return super()._located(train if place.replicas == 1 else Shard(train, place.replica, place.replicas))
+        if place.replicas > 1 and (self._shard is None or self._shard.loader is not train):
+            self._shard = Shard(train, place.replica, place.replicas)
+        return super()._located(train if self._shard is None else self._shard)
 
     def _length(self, train: Iterable[Any]) -> int | None:
         whole = super()._length(train)
@@ -106,7 +111,8 @@ class DistributedRun(Run):
         return reports
 
     def _execute(self, arrived: Iterable[Upward], micros: int) -> list[StageReport]:
-        own = self._run_batch(arrived, micros, self.team.wires)
+        with gathering((stage.head for stage in self.stages), self.team.replicas):
+            own = self._run_batch(arrived, micros, self.team.wires)
         reports = [StageReport(None, None)] * len(self.local.parts)
         for stage, report in zip(self.stages, own, strict=True):
             reports[stage.number - 1] = report

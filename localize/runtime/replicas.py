@@ -11,21 +11,24 @@ a part counts in its forward pass (batch norm's statistics) stays its replica's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from localize.errors import ConfigError
+from localize.errors import LocalizeError, WireError
 from localize.runtime.metrics import Tally
 from localize.runtime.placement import Holdings, Placement
 from localize.runtime.ranks import Session
 
 _FOREVER = timedelta(days=30)  # that another rank is gone is learnt otherwise
+_POLL_S = 0.25
+_ROLL_CALL_S = 3.0  # how long the others have to show that they are there, after a connection broke
 _groups: dict[tuple[int, int], dist.ProcessGroup] = {}
 
 
@@ -43,19 +46,29 @@ def join_replicas(placement: Placement) -> None:
 
 
 class Replicas:
-    """The ranks that have this rank's parts; ``join_replicas`` comes first."""
+    """The ranks that have this rank's parts; ``join_replicas`` comes first.
+
+    All of them make the same calls in the same order. Where one fails or is gone, the others are ``Stopped``.
+
+    Attributes:
+        count: how many there are.
+        index: which of them this one is, from 0.
+    """
 
     def __init__(self, session: Session, placement: Placement) -> None:
-        self.session, self.count, self.first = session, placement.replicas, placement.replica == 0
+        self.session, self.count, self.index = session, placement.replicas, placement.replica
+        self.first = self.index == 0
         self._group = _groups[len(placement.ranges), placement.replicas]
-        self._next = placement.global_rank(placement.rank, (placement.replica + 1) % placement.replicas)
+        members = [placement.global_rank(placement.rank, replica) for replica in range(self.count)]
+        self._others = [rank for rank in members if rank != session.ranks.rank]
+        self._calls = 0
 
     def alike(self, holdings: Holdings) -> None:
         """Gives all replicas the weights and buffers of the first one."""
         for name, tensor in holdings.tensors.items():
             if holdings.held(name):
                 values = tensor.detach().cpu().contiguous()
-                self.session.call(partial(self._broadcast, values), self._next)
+                self._call(partial(self._broadcast, values))
                 tensor.data.copy_(values)
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -71,7 +84,7 @@ class Replicas:
             total = torch.cat([*pieces, there])
             sizes = [*(len(piece) for piece in pieces), len(own)]
             del pieces
-            self.session.call(partial(self._sum, total), self._next)
+            self.add(total)
             *sums, holders = total.split(sizes)
             for parameter, values, holder in zip(own, sums, holders.tolist(), strict=True):
                 if holder:
@@ -82,16 +95,90 @@ class Replicas:
         counted = {name: getattr(tally, name) for name in ("loss", "weight", "hits")}
         sums = {name: values.cpu() for name, values in counted.items()} | {"samples": torch.tensor([tally.samples])}
         for values in sums.values():
-            self.session.call(partial(self._sum, values), self._next)
+            self.add(values)
         for name, values in counted.items():
             values.copy_(sums[name] if self.first else torch.zeros_like(values))
         tally.samples = int(sums["samples"]) if self.first else 0
+
+    # ---------------------------------------------------------------- tensors of all
+
+    def add(self, values: Tensor) -> None:
+        """Puts the sum over all replicas into ``values``, on the CPU."""
+        self._call(partial(self._sum, values))
+
+    def each(self, values: Tensor) -> list[Tensor]:
+        """What every replica gave, by replica, on the CPU; all give one shape and dtype."""
+        found = [torch.empty_like(values) for _ in range(self.count)]
+        self._call(partial(self._exchange, found, values))
+        return found
 
     def _broadcast(self, values: Tensor) -> None:
         self._group.broadcast(values, 0).wait()
 
     def _sum(self, values: Tensor) -> None:
         self._group.allreduce([values]).wait()
+
+    def _exchange(self, found: list[Tensor], values: Tensor) -> None:
+        self._group.allgather([found], [values]).wait()
+
+    # ---------------------------------------------------------------- failing
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Runs what waits for all replicas, in a thread, and gives up where a rank fails.
+
+        Raises:
+            Stopped: another rank failed meanwhile, or is gone.
+            WireError: one of the others is gone, and it cannot be told which.
+        """
+        self._calls += 1
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                function()
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(_POLL_S)
+        if thread.is_alive():
+            self._show()
+        while thread.is_alive():
+            self.session.check()
+            thread.join(_POLL_S)
+        if errors:
+            raise self._lost(errors[0]) from errors[0]
+
+    def _show(self) -> None:
+        """Lets the others know that this rank is there; see ``_silent``."""
+        self.session.post("replicas", self._calls)
+
+    def _lost(self, error: Exception) -> LocalizeError:
+        """The error where a connection of the group broke, which does not say to whom.
+
+        Whoever waits in the same call shows so; if only one rank does not, it is that one.
+        """
+        self._show()
+        end = time.monotonic() + _ROLL_CALL_S
+        silent = self._silent()
+        while len(silent) > 1 and time.monotonic() < end:
+            self.session.check()
+            time.sleep(_POLL_S / 5)
+            silent = self._silent()
+        self.session.check()
+        if len(silent) == 1:
+            return self.session.lost(silent[0], None)
+        listed = ", ".join(f"{rank} ({self.session.names[rank]})" for rank in silent or self._others)
+        what = "one of them is gone" if silent else f"all of them are there: {' '.join(str(error).split())}"
+        found = WireError(f"Step {self.session.step + 1}: the connection to the ranks {listed} broke; {what}.")
+        cause = self.session.fail(found)
+        return found if cause.rank == self.session.ranks.rank else self.session.stopped(cause)
+
+    def _silent(self) -> list[int]:
+        """The other replicas' ranks that have not come as far as this one's current call, or do not wait in it."""
+        shown = self.session.look("replicas")
+        return [rank for rank in self._others if (shown[rank] or 0) < self._calls]
 
 
 def _flat(parameter: nn.Parameter) -> Tensor:
@@ -105,28 +192,3 @@ def _put(parameter: nn.Parameter, values: Tensor) -> None:
     if parameter.grad is None:
         parameter.grad = torch.empty_like(parameter)
     parameter.grad.copy_(values.view(parameter.shape))
-
-
-class Shard:
-    """Every ``count``-th batch of a loader, from the one at ``index`` (from 0) on; an incomplete rest is left out.
-
-    Raises:
-        ConfigError: while iterating, if the loader has fewer than ``count`` batches.
-    """
-
-    def __init__(self, loader: Iterable[Any], index: int, count: int) -> None:
-        self.loader, self.index, self.count = loader, index, count
-
-    def __iter__(self) -> Iterator[Any]:
-        kept, number = None, 0
-        for number, batch in enumerate(self.loader, 1):
-            if (number - 1) % self.count == self.index:
-                kept = batch
-            if number % self.count == 0:
-                yield kept
-                kept = None
-        if number < self.count:
-            raise ConfigError(
-                f"The loader yields {number} batches, and data_parallel={self.count} takes that many for one step; "
-                "make batches smaller, or data_parallel."
-            )

@@ -50,6 +50,7 @@ class TrainingState:
     epoch: int = 0
     batch: int = 0
     history: list[Row] = field(default_factory=list)
+    replicas: int = 1  # how many batches a step takes
     numbers: Collection[int] | None = None  # the parts that this process has; None: all
     held: Collection[str] | None = None  # the tensors that this process has, by name; None: all
     owned: Collection[str] | None = None  # those that it writes to a checkpoint; None: all
@@ -62,6 +63,7 @@ class TrainingState:
             "epoch": self.epoch,
             "batch": self.batch,
             "seed": self.seed,
+            "data_parallel": self.replicas,
             "model": fingerprint(self.local.to_standard()),
             "method": {"name": method.name, "options": plain(method.options())},
             "cuts": list(self.local.plan.cuts),
@@ -135,6 +137,13 @@ class TrainingState:
         if about["seed"] != own["seed"]:
             problems.append(
                 f"its seed is {about['seed']}, and here it is {own['seed']}: the order of data differs"
+            )
+        replicas = about.get("data_parallel", 1)
+        if about["batch"] and replicas != self.replicas:
+            problems.append(
+                f"it was made after step {about['batch']} of epoch {about['epoch'] + 1} with data_parallel={replicas}, "
+                f"and here it is {self.replicas}, so that steps take other batches; go on with {replicas} to the end "
+                "of an epoch"
             )
         if problems:
             raise CheckpointError(problem_list(f"The checkpoint in {where} is of another run", problems))

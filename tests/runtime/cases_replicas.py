@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from localize import LocalModel
 from localize.runtime import checkpoint
@@ -120,6 +121,49 @@ def goes_on(folder: str, stop: int | None) -> list[Any] | None:
     assert snapshot is not None
     parameters = {name: p.detach() for name, p in local.named_parameters()}
     return [digest(parameters), digest(snapshot.optimizer), helpers.timeless(rows)]
+
+
+def other_number(folder: str, replicas: int, epochs: int, stop: int | None = None) -> list[Any]:
+    """Trains or goes on with so many replicas, a checkpoint every two steps and at the end; steps, or what is wrong."""
+    local, loader = made("mixed", "early_exit", 2)
+    path = Path(folder)
+
+    def on_step(step: int, reports: object) -> None:
+        if step == stop:
+            raise helpers.Interruption
+
+    trainer = helpers.trainer(
+        local, path, executor="distributed", progress=False, data_parallel=replicas, checkpoint_every=2,
+        on_step=on_step,
+    )  # fmt: skip
+    try:
+        rows = trainer.fit(loader, epochs=epochs, resume=checkpoint.any_in(path))
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return [row["step"] for row in rows]
+
+
+class Read(Dataset[Any]):
+    """Notes which samples were asked for."""
+
+    def __init__(self, samples: Dataset[Any]) -> None:
+        self.samples, self.asked = samples, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked.append(index)
+        return self.samples[index]
+
+
+def read(replicas: int) -> list[int]:
+    """The samples that this rank has loaded in an epoch."""
+    local, loader = made("mixed", "early_exit", 2)
+    samples = Read(loader.dataset)
+    loader = DataLoader(samples, batch_size=8, shuffle=True)
+    helpers.trainer(local, executor="distributed", progress=False, data_parallel=replicas).fit(loader)
+    return samples.asked
 
 
 def drawn(replicas: int) -> list[str]:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from localize import ConfigError, PlacementError
+from localize import CheckpointError, ConfigError, PlacementError
 from localize.runtime.placement import placement_of
-from localize.runtime.replicas import Shard
 from tests.runtime.cases import made
 from tests.runtime.helpers import converted, trainer
 from tests.runtime.several import Several
@@ -48,6 +47,37 @@ def test_a_run_with_replicas_goes_on(several: Several, tmp_path: Path) -> None:
     assert all(found == whole[0] for found in whole)
 
 
+def test_an_epoch_is_finished_with_as_many_replicas(several: Several, tmp_path: Path) -> None:
+    """Batches were counted as steps, so that other ones would have been trained twice or not at all."""
+    case, where = f"{CASES}other_number", str(tmp_path)
+    interrupted = several.results(case, 4, folder=where, replicas=2, epochs=2, stop=5)
+    assert all(kind in ("Interruption", "Stopped") for kind, _ in interrupted)
+    for ranks, replicas in ((2, 1), (3, 3)):
+        for kind, text in several.results(case, ranks, folder=where, replicas=replicas, epochs=2):
+            assert kind == "CheckpointError"
+            assert f"after step 1 of epoch 2 with data_parallel=2, and here it is {replicas}" in text
+    with pytest.raises(CheckpointError, match="data_parallel=2, and here it is 1"):
+        local, loader = made("mixed", "early_exit", 2)
+        trainer(local, tmp_path).fit(loader, epochs=2, resume=True)
+    assert several.results(case, 4, folder=where, replicas=2, epochs=2) == [[3, 6]] * 4
+
+
+def test_between_epochs_the_number_of_replicas_may_change(several: Several, tmp_path: Path) -> None:
+    case, where = f"{CASES}other_number", str(tmp_path)
+    assert several.results(case, 4, folder=where, replicas=2, epochs=1) == [[3]] * 4
+    assert several.results(case, 2, folder=where, replicas=1, epochs=2) == [[3, 10]] * 2
+    assert several.results(case, 3, folder=where, replicas=3, epochs=3) == [[3, 10, 12]] * 3
+    local, loader = made("mixed", "early_exit", 2)
+    assert [row["step"] for row in trainer(local, tmp_path).fit(loader, epochs=4, resume=True)] == [3, 10, 12, 19]
+
+
+def test_a_replica_loads_its_own_batches(several: Several) -> None:
+    """Of 52 samples in seven batches, all of six."""
+    first, _, second, _ = found = several.results(f"{CASES}read", 4, replicas=2)
+    assert [len(asked) for asked in found] in ([24, 0, 24, 0], [24, 0, 20, 0])
+    assert len({*first, *second}) == len(first) + len(second)
+
+
 def test_no_two_batches_draw_the_same(several: Several) -> None:
     first, _, second, _ = several.results(f"{CASES}drawn", 4, replicas=2)
     assert len({*first, *second}) == len(first) + len(second) > 0
@@ -63,12 +93,6 @@ def test_all_replicas_stop_when_one_rank_is_gone(several: Several) -> None:
         assert answer["result"]["kind"] == "Stopped", answer
         assert "rank 3 (part 2 of 2, replica 2 of 2)" in answer["result"]["text"]
         assert answer["seconds"] < 20
-
-
-def test_shards() -> None:
-    assert [list(Shard(range(7), index, 3)) for index in range(3)] == [[0, 3], [1, 4], [2, 5]]
-    with pytest.raises(ConfigError, match="yields 2 batches, and data_parallel=3"):
-        list(Shard(range(2), 0, 3))
 
 
 def test_places() -> None:
