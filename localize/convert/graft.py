@@ -18,6 +18,7 @@ from localize.part import Part
 from localize.spec import Cost, TensorSpec
 from localize.task import Task
 
+ALIKE = 0.1  # heads whose costs differ by so much, relative to the smaller, are timed once
 LARGEST = 2**30  # bytes of a head that is timed: planning must not need much more memory than the model
 
 
@@ -98,8 +99,9 @@ class HeadCosts:
     """What the head of a method costs on a hidden state, by a dry run on the meta device; equal sites run once.
 
     ``classifier`` stands in for the model's own where the method reads the representation below it: its cost is
-    the part's, not the head's. With ``timing``, heads have times too. To keep planning short those are taken once a
-    hidden state, and once more where it is the last part's: not for every number that a part may come to have.
+    the part's, not the head's. With ``timing``, heads have times too. To keep planning short those are taken once for
+    all heads that are alike, whatever number their part may come to have: on hidden states of one layout, with sizes,
+    FLOPs, weights and activations that differ by ``ALIKE`` at most. Times are in proportion to FLOPs among these.
     """
 
     method: Method
@@ -108,7 +110,7 @@ class HeadCosts:
     classifier: Callable[[Tensor], Any] | None = None
     timing: HeadTiming | None = None
     _known: dict[tuple[TensorSpec, int, int], Cost] = field(default_factory=dict)
-    _timed: dict[tuple[TensorSpec, bool], Times] = field(default_factory=dict)
+    _timed: list[tuple[HeadSite, Cost, Times]] = field(default_factory=list)
 
     def of(self, spec: TensorSpec, number: int, parts: int) -> Cost:
         """Cost of the head that part ``number`` of ``parts`` gets on ``spec``; zero where it gets none.
@@ -129,10 +131,25 @@ class HeadCosts:
         return self._known[key]
 
     def _times(self, timing: HeadTiming, cost: Cost, site: HeadSite) -> Times:
-        key = (site.hidden, site.is_last)
-        if key not in self._timed:
-            self._timed[key] = timing.times(cost, self.method, site)
-        return self._timed[key]
+        for other, known, times in self._timed:
+            if other.is_last == site.is_last and _alike(other.hidden, known, site.hidden, cost):
+                share = cost.flops / known.flops if known.flops else 1.0
+                return Times(share * times.forward, share * times.backward)
+        times = timing.times(cost, self.method, site)
+        self._timed.append((site, cost, times))
+        return times
+
+
+def _alike(one: TensorSpec, its: Cost, other: TensorSpec, others: Cost) -> bool:
+    """Whether two heads, on these hidden states and of these costs, are alike for all that they take of time."""
+    pairs = (
+        (one.nbytes, other.nbytes),
+        (its.flops, others.flops),
+        (its.param_bytes, others.param_bytes),
+        (its.saved_bytes, others.saved_bytes),
+    )
+    kinds = (one.layout, one.dtype) == (other.layout, other.dtype)
+    return kinds and all(abs(a - b) <= ALIKE * min(a, b) for a, b in pairs)
 
 
 def _dry_run(method: Method, site: HeadSite) -> Cost | None:

@@ -383,7 +383,7 @@ def test_every_method_has_times(method: str, monkeypatch: pytest.MonkeyPatch) ->
     assert all(part.part.time_ms and part.part.backward_ms for part in plan.parts)
 
 
-def test_a_head_is_timed_once_a_hidden_state_and_as_the_last() -> None:
+def test_heads_that_are_alike_are_timed_once() -> None:
     asked: list[tuple[tuple[int, ...], bool]] = []
 
     def told(head: Head, device: torch.device) -> Times:
@@ -396,6 +396,8 @@ def test_a_head_is_timed_once_a_hidden_state_and_as_the_last() -> None:
         narrow, wide = TensorSpec((N, 6)), TensorSpec((N, 8))
         found = [costs.of(narrow, k, 4) for k in (1, 2, 3)] + [costs.of(wide, 2, 4), costs.of(TensorSpec((N, 3)), 4, 4)]
         assert costs.of(narrow, 2, 3) == found[0]
-    assert asked == [((N, 6), False), ((N, 8), False), ((N, 3), True)]
-    assert [cost.of("time") for cost in found] == [11, 11, 11, 22, 33]
-    assert [cost.flops for cost in found] == [2 * N * 6 * 3] * 3 + [2 * N * 8 * 3, 0]
+        found.append(costs.of(TensorSpec((N, 20)), 1, 2))
+        found.append(costs.of(TensorSpec((N, 21)), 1, 2))
+    assert asked == [((N, 6), False), ((N, 8), False), ((N, 3), True), ((N, 20), False)]
+    assert [cost.of("time") for cost in found] == pytest.approx([11, 11, 11, 22, 33, 44, 44 * 21 / 20])
+    assert [cost.flops for cost in found] == [2 * N * width * 3 for width in (6, 6, 6, 8, 0, 20, 21)]
