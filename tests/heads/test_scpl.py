@@ -223,3 +223,44 @@ def test_heads_equal_the_reference(mode, normalizer):
         [*parts, *heads, classifier], [*slow_parts, *slow_heads, slow_classifier], strict=True
     ):
         assert_same_grads(fast, slow)
+
+
+class Asked:
+    """Another replica with a batch of its own, as the head sees it."""
+
+    def __init__(self, embeddings, labels):
+        self.others, self.own = (embeddings, labels), []
+
+    def __call__(self, *rows):
+        self.own.append([each.dtype for each in rows])
+        return tuple(torch.cat(pair) for pair in zip(rows, self.others, strict=True))
+
+
+def test_gathered_samples_are_contrasted_too():
+    head = SCPL(gather=True).build_head(make_site())
+    apart = SCPL().build_head(make_site())
+    apart.load_state_dict(head.state_dict())
+    hidden, labels = torch.randn(5, 8), torch.tensor([0, 1, 0, 1, 2])
+    assert torch.equal(head(hidden, labels).loss, apart(hidden, labels).loss)  # nobody to gather from
+
+    others, theirs = torch.randn(3, 8), torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        asked = Asked(head.projector(others), theirs)
+    head.gathers = apart.gathers = asked
+    whole = apart(hidden, labels).loss
+    assert not asked.own  # without the option, nobody is asked
+    found = head(hidden, labels).loss
+    assert not torch.allclose(found, whole)
+    apart.gathers = None
+    torch.testing.assert_close(found, apart(torch.cat([hidden, others]), torch.cat([labels, theirs])).loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head(hidden, labels)
+    assert asked.own == [[torch.float32, torch.int64]] * 2
+
+
+def test_what_does_not_fit_is_told_before_others_are_asked():
+    head = SCPL(gather=True).build_head(make_site())
+    head.gathers = asked = Asked(None, None)
+    with pytest.raises(MethodError, match=r"\(4, 1024\) and \(3,\)"):
+        head(torch.randn(4, 8), torch.zeros(3).long())
+    assert not asked.own
