@@ -79,7 +79,8 @@ def stage_step(
         del arrived
         if not stage.is_last and not stage.encodes_target:
             yield Send(Side.ABOVE, departing(works, piece, target))
-    yield Begin("head")
+    if stage.head is not None:
+        yield Begin("head")
     with scope(stage, HEAD), stage.autocast():
         lesson = attend(stage, works, target)
     report = report_of(stage, lesson.made, target)

@@ -236,14 +236,23 @@ class _Log:
         self.events.append(f"update {half}")
 
 
-def test_activations_leave_before_the_backward_pass() -> None:
-    """They once left after it, since the stage went on before its message was delivered: no overlap at all."""
-    local, loader = made("mixed", "early_exit", 2)
+@pytest.mark.parametrize(
+    ("method", "first"), [("early_exit", ["send ABOVE", "head"]), ("al", ["head", "send ABOVE"])]
+)
+def test_activations_leave_first(method: str, first: list[str]) -> None:
+    """They once left after the backward pass, since the stage went on before its message was delivered.
+
+    Only AL's head has to run before: it makes what is sent along.
+    """
+    local, loader = made("mixed", method, 2)
     local.train()
     inputs, targets = next(iter(loader))
     log = _Log()
+    head = local.heads[0]
+    assert head is not None
+    head.register_forward_pre_hook(lambda module, given: log.events.append("head"))
     run_batch(stages_of(local)[:1], [Upward(local.signature.stream((inputs,), {}), targets)], log, outside=log)
-    assert log.events == ["send ABOVE", "begin backward", "update part", "update head"]
+    assert log.events == [*first, "begin backward", "update part", "update head"]
 
 
 @pytest.mark.parametrize(("method", "ranks"), [("early_exit", 2), ("bp", 3)])
@@ -256,6 +265,7 @@ def test_a_trace_shows_what_each_part_did(several: Several, tmp_path: Path, meth
         for batch in range(1, 8):
             kinds = [event["cat"] for event in own if event["args"]["batch"] == batch and event["cat"] != "wait"]
             assert kinds[0] == "forward"
+            assert kinds.count("head") == int(method != "bp" or part == 3)
             assert {"forward", "backward", "update"} <= set(kinds)
     waits = {(event["tid"], event["args"]["waits_for"]) for event in events if event["cat"] == "wait"}
     assert any(waits_for == f"part {part - 1}" for part, waits_for in waits)  # for the first batch at least
