@@ -59,6 +59,7 @@ class _Runner:
     def go_on(self) -> None:
         """Takes one step; a message that the stage wanted to send has been delivered."""
         message = self.inbox[self.wish.source].popleft() if isinstance(self.wish, Receive) else None
+        self.wish = None  # what was sent is to go when the stage lets it go
         try:
             self.wish = self.steps.send(message)
         except StopIteration as end:
@@ -87,11 +88,7 @@ def run_batch(
     """
     runners = [_Runner(stage, updater, scope, micros) for stage in stages]
     runners[0].inbox[Side.BELOW].extend(arrived)
-    try:
-        _run(runners, outside, watch)
-    finally:
-        for runner in runners:  # after an error: leaves what its forward passes run in
-            runner.steps.close()
+    _run(runners, outside, watch)
     reports = [runner.report for runner in runners if runner.report is not None]
     if len(reports) < len(runners):
         waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]
@@ -120,7 +117,7 @@ def _run(runners: Sequence[_Runner], outside: Outside | None, watch: Watch | Non
                 outside.send(wish.to, wish.message)
         elif isinstance(wish, Begin) and watch is not None:
             watch.begins(runners[position].stage, wish)
-        del wish  # the stage's activations are to go when it lets them go
+        del wish
         runners[position].go_on()
 
 
