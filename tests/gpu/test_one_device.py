@@ -117,10 +117,13 @@ def peak_bytes(method: str, parts: int) -> int:
 
 
 def test_a_parts_memory_is_free_when_the_next_one_starts() -> None:
+    """A layer keeps one map: 16 in all, 9 of the larger of two parts, 5 of the largest of four (benchmarks/memory.py
+    counts as much). What a convolution takes for its own work comes on top, and is the same for all."""
+    maps = 32 * 32 * 96 * 96 * 4
     whole, two, four = peak_bytes("bp", 4), peak_bytes("early_exit", 2), peak_bytes("early_exit", 4)
-    assert two < 0.75 * whole
-    assert four < 0.75 * two
-    assert peak_bytes("scpl", 4) < 0.6 * whole
+    assert whole - two > 6 * maps
+    assert two - four > 3 * maps
+    assert whole - peak_bytes("scpl", 4) > 9 * maps
 
 
 # ------------------------------------------------------------------ streams
