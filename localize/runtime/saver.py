@@ -100,7 +100,9 @@ class Saver:
             finally:
                 self._left_alone = thread.is_alive()
                 if self._left_alone:
-                    _log.warning("The %s was not complete after %g s, and is given up.", thread.name, PATIENCE_S)
+                    _log.warning(
+                        "The %s was not complete after %g s, and is given up.", thread.name, PATIENCE_S
+                    )
         if isinstance(self._error, CheckpointError):
             _log.warning("%s", self._error)
 

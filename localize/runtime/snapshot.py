@@ -58,7 +58,9 @@ def read(path: Path, about: dict[str, Any], keep: Keep | None) -> Snapshot:
     for file in _files(about, WEIGHTS):
         weights |= _tensors(path / file, keep)
     for file in _files(about, OPTIMIZER):
-        optimizer |= _tensors(path / file, None if keep is None else lambda name: keep(name.rpartition("/")[0]))
+        optimizer |= _tensors(
+            path / file, None if keep is None else lambda name: keep(name.rpartition("/")[0])
+        )
     shards = [torch.load(path / f, map_location="cpu", weights_only=True) for f in _files(about, TRAINER)]
     return Snapshot(about, weights, optimizer, merged(shards))
 
@@ -78,7 +80,9 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _tally(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sums = {name: sum(state[name] for state in states) for name in ("loss", "weight", "hits")}
-    columns = {name: list(zip(*(state[name] for state in states), strict=True)) for name in ("measured", "skipped")}
+    columns = {
+        name: list(zip(*(state[name] for state in states), strict=True)) for name in ("measured", "skipped")
+    }
     return {
         **states[0],
         **sums,
@@ -90,7 +94,9 @@ def _tally(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _files(about: dict[str, Any], file: str) -> Iterator[str]:
     """The file, or its shards in the order of ranks."""
     stem, _, suffix = file.partition(".")
-    found = [f for f in about["file_bytes"] if f == file or (f.startswith(f"{stem}-") and f.endswith(f".{suffix}"))]
+    found = [
+        f for f in about["file_bytes"] if f == file or (f.startswith(f"{stem}-") and f.endswith(f".{suffix}"))
+    ]
     return iter(sorted(found, key=lambda name: (len(name), name)))
 
 

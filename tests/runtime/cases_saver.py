@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from localize.runtime import checkpoint
+from localize.runtime import checkpoint, saver
 from localize.runtime.causes import Stopped
 from localize.runtime.checkpoint import LATEST, WEIGHTS, Share
 from localize.runtime.distributed import DistributedRun
@@ -19,7 +21,7 @@ from localize.runtime.ranks import Session, join
 from localize.runtime.run import Run
 from localize.runtime.snapshot import Snapshot
 from localize.weights import weights_of
-from tests.runtime import helpers
+from tests.runtime import cases_replicas, helpers
 from tests.runtime.cases import digest, made, rank
 
 torch.set_num_threads(1)
@@ -109,7 +111,8 @@ def different(snapshot: Snapshot, loaded: Snapshot) -> list[str]:
     found = {
         "weights": all(torch.equal(t, loaded.weights[n]) for n, t in snapshot.weights.items()),
         "optimizer": all(torch.equal(t, loaded.optimizer[n]) for n, t in snapshot.optimizer.items()),
-        "counters": snapshot.about == {k: v for k, v in loaded.about.items() if k not in ("format", "file_bytes")},
+        "counters": snapshot.about
+        == {k: v for k, v in loaded.about.items() if k not in ("format", "file_bytes")},
         "history": own["history"] == theirs["history"],
         "hyperparameters": all(o in theirs["optimizers"] for o in own["optimizers"]),
         "tally": all(tally),
@@ -137,6 +140,45 @@ def cannot_write(on: int, at: int, folder: str) -> dict[str, Any]:
     except Exception as error:
         return {"kind": type(error).__name__, "text": str(error), "steps": len(steps)}
     return {"kind": None}
+
+
+def held_while_another_fails(folder: str) -> dict[str, Any]:
+    """Two ranks: the second one waits for a disk that never answers when the first one fails."""
+    local, loader = made("mixed", "early_exit", 2)
+    saver.PATIENCE_S = 0.3
+    held = Held()
+    waiting = Path(folder) / "waiting"
+
+    def listening(session: Session) -> None:
+        if held.entered.is_set():
+            waiting.touch()
+        check(session)
+
+    def on_step(step: int, reports: object) -> None:
+        if rank() == 0 and step == 2:
+            while not waiting.exists():  # until the other one is there
+                time.sleep(0.01)
+            raise helpers.Interruption("something broke")
+
+    if rank() == 1:
+        checkpoint.write = held
+    check = Session.check
+    Session.check = listening  # type: ignore[method-assign]
+    trainer = helpers.trainer(
+        local, Path(folder) / "a", executor="distributed", progress=False, checkpoint_every=1, on_step=on_step,
+        async_checkpoint=True,
+    )  # fmt: skip
+    try:
+        trainer.fit(loader, epochs=2)
+    except Exception as error:
+        return {"kind": type(error).__name__, "text": str(error)}
+    return {"kind": None}
+
+
+def replicas_go_on(folder: str, stop: int | None) -> list[Any] | None:
+    """See ``cases_replicas.goes_on``; threads write the checkpoints."""
+    helpers.trainer = partial(helpers.trainer, async_checkpoint=True)  # type: ignore[assignment]
+    return cases_replicas.goes_on(folder, stop)
 
 
 def runs(folder: str, moment: str | None = None, on: int = 0, at: int = 8) -> dict[str, Any] | None:
@@ -190,7 +232,9 @@ def kill_in(moment: str, on: int, at: int) -> None:
     checkpoint.write = watched
     match moment:
         case "half":  # weights are there, optimizer state is not
-            checkpoint.save_file = killing(save_file, lambda t, f: steps[-1] == at and WEIGHTS[:7] not in f.name)
+            checkpoint.save_file = killing(
+                save_file, lambda t, f: steps[-1] == at and WEIGHTS[:7] not in f.name
+            )
         case "commit":
             checkpoint.commit = killing(commit, lambda folder, partial, about: about["step"] == at)
         case "rename":

@@ -71,7 +71,9 @@ def step_of_latest(folder: Path) -> int:
 def test_what_changes_after_saving_is_not_in_the_checkpoint(
     several: Several, tmp_path: Path, executor: str, ranks: int
 ) -> None:
-    for each in several.results(f"{CASES}changed_after_saving", ranks, executor=executor, folder=str(tmp_path)):
+    for each in several.results(
+        f"{CASES}changed_after_saving", ranks, executor=executor, folder=str(tmp_path)
+    ):
         assert each["steps"] == [9, 9, 10]
         assert each["weights"] > 3
         assert each["optimizer"] > 3
@@ -82,7 +84,9 @@ def test_what_changes_after_saving_is_not_in_the_checkpoint(
 
 def test_a_copy_shares_no_memory_and_waits_for_nothing() -> None:
     flat = torch.arange(12.0)
-    made = Snapshot({"step": 1}, {"a": flat[:4], "b": flat.view(3, 4).t()}, {"a/step": flat[5]}, {"history": []})
+    made = Snapshot(
+        {"step": 1}, {"a": flat[:4], "b": flat.view(3, 4).t()}, {"a/step": flat[5]}, {"history": []}
+    )
     copy, arrived = snapshot.copied(made)
     arrived()
     flat.zero_()
@@ -245,7 +249,9 @@ def test_an_error_while_the_next_checkpoint_waits_is_raised_there(
 
     monkeypatch.setattr(checkpoint, "write", full)
     monkeypatch.setattr(Saver, "wait", waiting)
-    training = beside(converted(), tmp_path, checkpoint_every=2, on_step=lambda step, reports: steps.append(step))
+    training = beside(
+        converted(), tmp_path, checkpoint_every=2, on_step=lambda step, reports: steps.append(step)
+    )
     with pytest.raises(CheckpointError, match=SAID.format(2)):
         training.fit(loader(), epochs=3)
     assert steps == [1, 2, 3]
@@ -274,7 +280,9 @@ def test_what_nobody_expects_says_where_it_happened(tmp_path: Path, monkeypatch:
     assert caught.value.__notes__ == ["This happened while the checkpoint of step 4 was written."]
 
 
-@pytest.mark.parametrize(("on", "at"), [(0, 6), (2, 6), (1, 21)], ids=["first rank", "last rank", "at the end"])
+@pytest.mark.parametrize(
+    ("on", "at"), [(0, 6), (2, 6), (1, 21)], ids=["first rank", "last rank", "at the end"]
+)
 def test_all_ranks_stop_where_one_cannot_write(several: Several, tmp_path: Path, on: int, at: int) -> None:
     """With ``gather='none'`` nothing but the last checkpoint keeps a rank from ending before the others."""
     found = several.run(f"{CASES}cannot_write", 3, on=on, at=at, folder=str(tmp_path))
@@ -339,6 +347,19 @@ def test_an_error_beside_another_is_logged(
     assert "The checkpoint of step 2 cannot be written" in caplog.text
 
 
+def test_a_rank_that_waits_for_its_disk_stops_when_another_one_fails(
+    several: Several, tmp_path: Path
+) -> None:
+    first, second = several.run(f"{CASES}held_while_another_fails", 2, folder=str(tmp_path))
+    assert first["result"]["kind"] == "Interruption"
+    assert second["result"]["kind"] == "Stopped"
+    assert (
+        "because of rank 0 (part 1 of 2) at step 3: Interruption: something broke" in second["result"]["text"]
+    )
+    assert max(first["seconds"], second["seconds"]) < 15
+    assert checkpoint.load(tmp_path / "a") is None
+
+
 # -------------------------------------------------------------------- the same bits
 
 
@@ -348,7 +369,9 @@ def test_a_resumed_run_ends_where_one_without_a_thread_ends(tmp_path: Path, at: 
     training = trainer(whole, tmp_path / "whole")
     rows = training.fit(loader(), loader(), epochs=3)
     with pytest.raises(Interruption):
-        beside(converted(), tmp_path / "a", checkpoint_every=2).fit(Breaking(loader(), at), loader(), epochs=3)
+        beside(converted(), tmp_path / "a", checkpoint_every=2).fit(
+            Breaking(loader(), at), loader(), epochs=3
+        )
     local = converted()
     again = beside(local, tmp_path / "a", checkpoint_every=2).fit(loader(), loader(), epochs=3, resume=True)
     assert_same(tensors(whole), tensors(local))
@@ -378,6 +401,16 @@ def test_ranks_that_write_beside_training_are_one_process(several: Several, tmp_
         "tests.runtime.cases:same_as_sequential", 3, model="mixed", method="nwise", parts=4, folder=str(tmp_path),
         async_checkpoint=True, checkpoint_every=1,
     )  # fmt: skip
+
+
+def test_replicas_go_on_from_what_threads_wrote(several: Several, tmp_path: Path) -> None:
+    whole = several.results(
+        "tests.runtime.cases_replicas:goes_on", 4, folder=str(tmp_path / "whole"), stop=None
+    )
+    stopped = several.results(f"{CASES}replicas_go_on", 4, folder=str(tmp_path / "a"), stop=5)
+    assert stopped == [None] * 4
+    assert step_of_latest(tmp_path / "a") == 4
+    assert several.results(f"{CASES}replicas_go_on", 4, folder=str(tmp_path / "a"), stop=None) == whole
 
 
 def test_the_store_counts_right_from_several_threads(several: Several) -> None:
