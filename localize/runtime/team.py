@@ -238,7 +238,8 @@ class Team:
         if problems:
             advice = "Every process has to be given the same model and options (for balance='time': cuts=)."
             raise PlacementError(problem_list("The ranks do not train the same", [*problems, advice]))
-        values = [other["weights"] for other in everyone]
+        # Those of the first replica are everyone's.
+        values = [other["weights"] for other in everyone[: len(self.placement.ranges)]]
         if self.first and any(one[n] != other[n] for one in values for other in values for n in one if n in other):
             _log.warning(
                 "The ranks built models with different weights; call torch.manual_seed before the model is built, so "

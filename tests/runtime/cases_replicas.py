@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,23 @@ def read(replicas: int) -> list[int]:
     loader = DataLoader(samples, batch_size=8, shuffle=True)
     helpers.trainer(local, executor="distributed", progress=False, data_parallel=replicas).fit(loader)
     return samples.asked
+
+
+def warned(unlike: list[int]) -> list[str]:
+    """What is logged as a warning where some ranks built other weights: in training, and in evaluation after it."""
+    local, loader = made("mixed", "early_exit", 2)
+    if rank() in unlike:
+        with torch.no_grad():
+            for parameter in local.parameters():
+                parameter.add_(1.0)
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("localize").addHandler(handler)
+    trainer = helpers.trainer(local, executor="distributed", progress=False, data_parallel=2)
+    trainer.fit(loader)
+    trainer.evaluate(loader)
+    return said
 
 
 def drawn(replicas: int) -> list[str]:

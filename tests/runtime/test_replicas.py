@@ -78,6 +78,14 @@ def test_a_replica_loads_its_own_batches(several: Several) -> None:
     assert len({*first, *second}) == len(first) + len(second)
 
 
+def test_only_weights_that_count_are_warned_of(several: Several) -> None:
+    """Those of the first replica are everyone's; and batch norm's statistics differ between replicas."""
+    assert several.results(f"{CASES}warned", 4, unlike=[2, 3]) == [[], [], [], []]
+    first, *others = several.results(f"{CASES}warned", 4, unlike=[1])
+    assert ["different weights" in text for text in first] == [True]
+    assert others == [[], [], []]
+
+
 def test_no_two_batches_draw_the_same(several: Several) -> None:
     first, _, second, _ = several.results(f"{CASES}drawn", 4, replicas=2)
     assert len({*first, *second}) == len(first) + len(second) > 0
