@@ -162,6 +162,7 @@ def _planned(method: Method, plan: Plan, params: dict[str, Any], given: set[str]
         "bandwidth": bandwidth,
         "samples": params["batch_size"],
         "feedback": method.feedback == "loss",
+        "head_first": method.encodes_target,
     }
     costs, bare = costs_of_plan(plan, **rates), costs_of_plan(plan, heads=False, **rates)
     return _Case(method, len(plan.parts), costs, bare, plan, params["batch_size"] or samples_of(plan))
