@@ -124,6 +124,7 @@ def load(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     appended: Sequence[nn.Module] = (),
+    device: torch.device | str | None = None,
 ) -> LocalModel:
     """A model that ``LocalModel.save`` wrote, with its weights.
 
@@ -132,12 +133,15 @@ def load(
         model: the model to put the weights into; omitted, it is made from the source that ``plan.json`` names.
         loss: the loss it was converted with, where that was the user's own: code is not saved.
         appended: the modules of ``append_part``, in order, where the saved model has any.
+        device: where the model is put. ``"meta"``: the weights take no memory and are not read; ``Trainer`` reads those
+            that its process needs. Without ``model``, it is then built without memory too, where that comes to the
+            same: tables that no file has are computed, as always.
 
     Raises:
         CheckpointError: the folder is missing, truncated, of another model or of a newer version.
         ConfigError: ``model`` was omitted and the source cannot be found.
     """
-    return artifact.load(Path(folder), model, to_local, loss, appended)
+    return artifact.load(Path(folder), model, to_local, loss, appended, device)
 
 
 class _Toolkit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from localize.errors import CheckpointError, problem_list
 from localize.model import LocalModel
+
+Shape = tuple[int, ...]
 
 
 def named_tensors(local: LocalModel) -> dict[str, Tensor]:
@@ -55,6 +57,24 @@ def freeze(local: LocalModel, names: Collection[str], where: str) -> None:
             tensor.requires_grad_(name not in names)
 
 
+def check_fits(own: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
+    """Compares names and shapes of the model's tensors with those of what is to go into them.
+
+    Raises:
+        CheckpointError: they differ; everything that does not fit is listed at once.
+    """
+    problems = [f"{name} is missing" for name in own if name not in found]
+    problems += [f"{name} is not in the model" for name in found if name not in own]
+    problems += [
+        f"{name} has shape {found[name]}, the model's is {own[name]}"
+        for name in own
+        if name in found and own[name] != found[name]
+    ]
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise CheckpointError(problem_list(f"The weights in {where} are of another model or plan", shown))
+
+
 def put_weights(
     local: LocalModel, tensors: dict[str, Tensor], where: str, only: Collection[str] | None = None
 ) -> None:
@@ -64,16 +84,8 @@ def put_weights(
         CheckpointError: names or shapes differ; everything that does not fit is listed at once.
     """
     own = weights_of(local)
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is not in the model" for name in tensors if name not in own]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and own[name].shape != tensors[name].shape
-    ]
-    if problems:
-        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
-        raise CheckpointError(problem_list(f"The weights in {where} are of another model or plan", shown))
+    shapes, found = ({name: tuple(t.shape) for name, t in each.items()} for each in (own, tensors))
+    check_fits(shapes, found, where)
     with torch.no_grad():
         for name, tensor in own.items():
             if only is None or name in only:

@@ -24,8 +24,9 @@ LAYERS = (
     {"heads.base", "libraries", "part"},
     {"heads.pooling"},
     {"heads.layers", "heads.registry", "model", "source"},
-    {"heads", "weights", "own_methods"},  # heads: one file a method
+    {"heads", "weights", "own_methods", "hollow"},  # heads: one file a method
     {"planfile"},
+    {"stored"},
     {"artifact"},
     {"convert", "runtime"},  # never each other
     {"api", "data"},

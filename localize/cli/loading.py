@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 from localize import LocalModel, load
 from localize.data import Data
 from localize.errors import ConfigError, MethodError
+from localize.hollow import without_values
 from localize.planfile import PLAN
+from localize.signature import to_device
 from localize.source import Source, read_source
 
 _EXAMPLE_BATCH = 2
@@ -26,8 +28,8 @@ def is_artefact(spec: str) -> bool:
     return (Path(spec) / PLAN).is_file()
 
 
-def open_artefact(folder: str) -> LocalModel:
-    """The converted model in an artefact folder.
+def open_artefact(folder: str, device: str | None = None) -> LocalModel:
+    """The converted model in an artefact folder; ``device`` as for ``localize.load``.
 
     Raises:
         ConfigError: the folder is no artefact.
@@ -39,7 +41,7 @@ def open_artefact(folder: str) -> LocalModel:
             "writes one."
         )
     try:
-        return load(folder)
+        return load(folder, device=device)
     except MethodError as error:
         raise MethodError(f"{error} A method of your own is known after `--import FILE`.") from error
 
@@ -47,9 +49,16 @@ def open_artefact(folder: str) -> LocalModel:
 def check_fits(local: LocalModel, name: str, data: Data) -> None:
     """Raises ``ConfigError`` where the model cannot take what a data set gives, before anything is trained."""
     inputs = data.example(_EXAMPLE_BATCH)
+    hollow = any(parameter.is_meta for parameter in local.parameters())
     try:
-        local.predict(inputs)
+        if hollow:
+            with without_values(local.buffers(), local.to_standard(), local), torch.device("meta"):
+                local.predict(to_device(inputs, torch.device("meta")))
+        else:
+            local.predict(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if hollow and "meta" in str(error).lower():
+            return  # it needs values, which are not here yet
         shapes = ", ".join(
             f"{tuple(t.shape)} {t.dtype}" for t in tree_leaves(inputs) if isinstance(t, Tensor)
         )

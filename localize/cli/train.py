@@ -161,7 +161,8 @@ def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
             "`localize train MODEL` or `localize convert MODEL`."
         )
     folder = the_model(recipe.tokens)
-    return open_artefact(folder), Path(folder)
+    # A process of several reads the weights of its own parts only, when training starts.
+    return open_artefact(folder, "meta" if launched() else None), Path(folder)
 
 
 def _run(

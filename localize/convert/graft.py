@@ -14,6 +14,7 @@ from localize.convert.restore import preserved
 from localize.convert.timing import Times, measure_head
 from localize.errors import MethodError
 from localize.heads.base import Head, HeadSite, Method
+from localize.hollow import HollowBuild
 from localize.part import Part
 from localize.spec import Cost, TensorSpec
 from localize.task import Task
@@ -43,14 +44,21 @@ def graft(
             part.run_classifier if part.route.classifier is not None and method.splits_classifier else None
         )
         try:
-            head = method.build_head(HeadSite(number, len(parts), spec, task, classifier, logits))
+            heads.append(_built(method, HeadSite(number, len(parts), spec, task, classifier, logits), device, dtype))
         except MethodError as error:
             problems.append(str(error))
-            continue
-        heads.append(head.to(device=device, dtype=dtype) if head is not None else None)
     if problems:
         raise MethodError("\n".join(dict.fromkeys(problems)))
     return heads
+
+
+def _built(method: Method, site: HeadSite, device: torch.device, dtype: torch.dtype) -> Head | None:
+    if device.type != "meta":
+        head = method.build_head(site)
+        return head.to(device=device, dtype=dtype) if head is not None else None
+    with torch.device("cpu"), HollowBuild():  # its buffers are made once, and have their values
+        head = method.build_head(site)
+    return head.to(dtype=dtype) if head is not None else None
 
 
 class _PlannedSite(HeadSite):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from localize.errors import PlacementError
+from localize.hollow import empty_out, replace_by, unwatched
 from localize.model import LocalModel
+from localize.runtime.materialise import give_away, materialise
 from localize.runtime.ranks import Session
 from localize.weights import named_tensors
 
@@ -111,6 +113,7 @@ class Holdings:
             for tensor in tensors_in(part, head):
                 users.setdefault(id(tensor), set()).add(placement.rank_of(number))
         self.ranks = {name: sorted(users.get(id(tensor), {0})) for name, tensor in self.tensors.items()}
+        self._names = {id(tensor): name for name, tensor in self.tensors.items()}
 
     def held(self, name: str) -> bool:
         """Whether this rank uses a tensor."""
@@ -121,13 +124,22 @@ class Holdings:
         return [name for name, ranks in self.ranks.items() if ranks[0] == self.placement.rank]
 
     def release(self) -> None:
-        """Frees what only other ranks use."""
-        for name, tensor in self.tensors.items():
-            if not self.held(name) and not tensor.is_meta:
+        """Frees what only other ranks use, and will train."""
+        foreign = [name for name in self.tensors if not self.held(name)]
+        give_away(self.local, foreign)
+        with self._unwatched():
+            for name in foreign:
                 try:
-                    replace_by(tensor, torch.empty_like(tensor, device="meta"))
+                    empty_out(self.tensors[name])
                 except RuntimeError as error:
                     _log.warning("%s stays in memory on rank %d: %s", name, self.placement.rank, error)
+
+    def materialise(self, seed: int) -> None:
+        """Gives memory and values to what this rank uses and is on the meta device; see ``materialise.py``."""
+        materialise(self.local, seed, lambda t: id(t) not in self._names or self.held(self._names[id(t)]))
+
+    def _unwatched(self) -> AbstractContextManager[None]:
+        return unwatched(self.local.to_standard(), self.local)
 
     def move(self, device: torch.device) -> None:
         """Puts what this rank uses on its device."""
@@ -145,26 +157,29 @@ class Holdings:
         Each replica does so for itself.
         """
         to = range(len(self.placement.ranges)) if everywhere else range(1)
-        for name, tensor in self.tensors.items():
-            self._deliver(name, tensor, [rank for rank in to if rank not in self.ranks[name]])
+        with self._unwatched():
+            for name, tensor in self.tensors.items():
+                self._deliver(name, tensor, [rank for rank in to if rank not in self.ranks[name]])
 
     @contextmanager
     def borrowed(self, wanted: dict[int, list[Tensor]]) -> Iterator[None]:
         """Tensors of other ranks for a while; ``wanted`` lists all that each rank needs, by rank."""
-        names = {id(tensor): name for name, tensor in self.tensors.items()}
+        names = self._names
         lent: list[Tensor] = []
         needs = {rank: {names[id(t)] for t in tensors if id(t) in names} for rank, tensors in wanted.items()}
-        for name, tensor in self.tensors.items():
-            to = [rank for rank in sorted(needs) if name in needs[rank] and rank not in self.ranks[name]]
-            absent = tensor.is_meta
-            self._deliver(name, tensor, to)
-            if absent and not tensor.is_meta:
-                lent.append(tensor)
+        with self._unwatched():
+            for name, tensor in self.tensors.items():
+                to = [rank for rank in sorted(needs) if name in needs[rank] and rank not in self.ranks[name]]
+                absent = tensor.is_meta
+                self._deliver(name, tensor, to)
+                if absent and not tensor.is_meta:
+                    lent.append(tensor)
         try:
             yield
         finally:
-            for tensor in lent:
-                replace_by(tensor, torch.empty_like(tensor, device="meta"))
+            with self._unwatched():
+                for tensor in lent:
+                    empty_out(tensor)
 
     def _deliver(self, name: str, tensor: Tensor, to: Sequence[int]) -> None:
         owner, rank = self.ranks[name][0], self.placement.rank
@@ -183,20 +198,6 @@ def tensors_in(*modules: nn.Module | None) -> list[Tensor]:
     """All parameters and buffers."""
     there = [module for module in modules if module is not None]
     return list(chain.from_iterable(chain(m.parameters(), m.buffers()) for m in there))
-
-
-def replace_by(tensor: Tensor, values: Tensor) -> None:
-    """Makes ``tensor``, the object that everybody holds, one with the memory of ``values``.
-
-    Raises:
-        RuntimeError: somebody holds a weak reference to it, or a graph that leads to it.
-    """
-    tensor.grad = None
-    if isinstance(tensor, nn.Parameter):
-        values = nn.Parameter(values, requires_grad=tensor.requires_grad)
-    attributes = dict(tensor.__dict__)  # an optimizer's marks, say
-    torch.utils.swap_tensors(tensor, values)
-    tensor.__dict__.update(attributes)
 
 
 @contextmanager
