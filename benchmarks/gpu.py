@@ -112,6 +112,8 @@ def texts(tiny: bool, batch: int | None) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 MODELS = {"resnet50": resnet, "gpt": gpt, "texts": texts}
+MIDDLE = {"resnet50": "layer2", "gpt": "blocks.1", "texts": "blocks.1"}
+TASKS: dict[str, Any] = {"resnet50": "classification", "gpt": "causal_lm", "texts": "classification"}
 METHODS = ("scpl", "early_exit", "al")
 
 
@@ -124,14 +126,23 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(held, lr=1e-4, fused=held[0].device.type == "cuda")
 
 
+def refusal(name: str, method: str) -> str | None:
+    """Why a method cannot train a model, if it cannot; asked of the miniature, since that is quick."""
+    model, x, _ = MODELS[name](True, None)
+    try:
+        to_local(model, x[:2], method=method, task=TASKS[name], verify=False, cuts=[MIDDLE[name]])
+    except LocalizeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def converted(
     name: str, method: str, cuts: Any, options: argparse.Namespace
 ) -> tuple[LocalModel, Tensor, Tensor]:
     torch.manual_seed(0)
     model, x, y = MODELS[name](options.tiny, options.batch_size)
     how: dict[str, Any] = {"cuts": cuts} if cuts else {"parts": options.parts, "balance": "activations"}
-    task: Any = "causal_lm" if name == "gpt" else "classification"
-    local = to_local(model, x[:2], method=method, task=task, verify=False, **how)
+    local = to_local(model, x[:2], method=method, task=TASKS[name], verify=False, **how)
     return local.to(options.device).train(), x.to(options.device), y.to(options.device)
 
 
@@ -218,19 +229,14 @@ def variants(method: str) -> list[str]:
     return ["bp", "bp, checkpointed"] if method == "bp" else [method, f"{method}, check"]
 
 
-def rows_of(
-    name: str, method: str, cuts: Any, until: float, options: argparse.Namespace
+def measured(
+    name: str, method: str, made: tuple[LocalModel, Tensor, Tensor], until: float, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """What is measured of one converted model. ``until``: when nothing new is begun any more."""
+    """All variants and precisions of one converted model. ``until``: when nothing new is begun any more."""
+    local, x, y = made
     about = [
         {"model": name, "precision": p, "variant": v} for p in options.precisions for v in variants(method)
     ]
-    if time.monotonic() > until:
-        return [{**row, "skipped": "time limit"} for row in about]
-    try:
-        local, x, y = converted(name, method, cuts, options)
-    except LocalizeError as error:
-        return [{**row, "skipped": str(error).splitlines()[0]} for row in about if "," not in row["variant"]]
     found = []
     for row in about:
         if time.monotonic() > until:
@@ -312,9 +318,19 @@ def main() -> None:
     until = time.monotonic() + options.limit_s
     found: list[dict[str, Any]] = []
     for name in options.models:
-        cuts = list(converted(name, "bp", None, options)[0].plan.cuts)
+        cuts = None
         for method in ("bp", *METHODS):
-            found += rows_of(name, method, cuts, until, options)
+            why = "time limit" if time.monotonic() > until else refusal(name, method)
+            if why is not None:
+                found += [
+                    {"model": name, "precision": p, "variant": method, "skipped": why}
+                    for p in options.precisions
+                ]
+                continue
+            made = converted(name, method, cuts, options)
+            cuts = cuts or list(made[0].plan.cuts)
+            found += measured(name, method, made, until, options)
+            del made
     rows = in_order(found, options)
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device
     about = {"device": device, "torch": torch.__version__, "parts": options.parts, "steps": options.steps}
