@@ -74,8 +74,8 @@ class DistributedRun(Run):
         return None if whole is None else whole // self.team.placement.replicas
 
     @property
-    def _draw(self) -> int:
-        return self.state.step * self.team.placement.replicas + self.team.placement.replica
+    def _draw(self) -> tuple[int, int]:
+        return self.state.step, self.team.placement.replica
 
     # ---------------------------------------------------------------- steps
 

@@ -111,9 +111,9 @@ class Run:
         return batches.length(train)
 
     @property
-    def _draw(self) -> int:
-        """The number of the batch that random numbers are for: no two batches of a run have the same."""
-        return self.state.step
+    def _draw(self) -> tuple[int, int]:
+        """The batch that random numbers are for, by step and replica: no two batches of a run have the same."""
+        return self.state.step, 0
 
     def _losses(self, reports: Sequence[StageReport]) -> Sequence[Tensor | float | None]:
         """What the progress bar shows, part by part."""
@@ -160,7 +160,7 @@ class Run:
     @contextmanager
     def _step_place(self) -> Iterator[None]:
         """Around a whole step: random numbers of its own, and a name for what goes wrong."""
-        seed = seeding.derive(self.options.seed, 0, self._draw)
+        seed = seeding.derive(self.options.seed, 0, *self._draw)
         with self._place(self.state.batch + 1), seeding.Seeded(self.generators, seed):
             yield
 
@@ -201,7 +201,7 @@ class Run:
         """Around a forward pass: random numbers of its own, and a name for what goes wrong."""
         if self.buffers is not None and piece == 0:
             self.buffers.remember(stage)
-        seed = seeding.derive(self.options.seed, stage.number, self._draw, piece)
+        seed = seeding.derive(self.options.seed, stage.number, *self._draw, piece)
         try:
             with seeding.Seeded(self.generators, seed):
                 yield

@@ -1,8 +1,8 @@
 """Random numbers that are functions of where they are drawn, and of nothing else.
 
     ambient   seeded once an epoch from (seed, epoch): data order, augmentation
-    a step    the whole of it runs beside the ambient stream, which does not move: (seed, 0, step)
-    a stage   its forward pass draws from a stream of its own: (seed, part, step)
+    a step    the whole of it runs beside the ambient stream, which does not move: (seed, 0, step, replica)
+    a stage   its forward passes draw from streams of their own: (seed, part, step, replica, micro-batch)
 
 So an epoch that is resumed in the middle sees the same data, and a part draws the same dropout masks whether
 all parts share a process or each has one.

@@ -155,8 +155,9 @@ class Trainer:
         ended without the interruption; where there is no checkpoint yet, a new run starts. ``epochs`` counts from
         the beginning of the run, so that a finished run returns at once.
 
-        With several processes, only the first one reads ``train`` and ``val``; the others may pass anything. Started
-        anew by torchrun after a failure (``--max-restarts``), a run with a ``checkpoint_dir`` goes on from there.
+        With several processes, those with the first part (one a replica) read ``train``, and the first of all reads
+        ``val``; the others may pass anything. Started anew by torchrun after a failure (``--max-restarts``), a run with
+        a ``checkpoint_dir`` goes on from there.
 
         ``train`` must yield batches anew each time it is iterated, in an order that depends on torch's, Python's or
         NumPy's random numbers, or on ``set_epoch``; a resumed epoch iterates over the batches already done.

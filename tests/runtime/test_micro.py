@@ -53,7 +53,7 @@ def test_the_updates_are_those_of_whole_batches(model: str, method: str) -> None
     whole, pieces = trained(model, method, 1), trained(model, method, 4)
     assert whole.keys() == pieces.keys()
     for name, value in whole.items():
-        torch.testing.assert_close(pieces[name], value, rtol=1e-9, atol=1e-11, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(pieces[name], value, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(("method", "ranks"), [(m, (2, 3, 4)[i % 3]) for i, m in enumerate(sorted(METHODS))])
@@ -147,5 +147,5 @@ def test_what_cannot_be_cut_is_told() -> None:
 
     local = to_local(Pooled(), torch.randn(4, 6), method="bp", parts=2, task="regression", verify=False)
     trainer = Trainer(local, optimizer=partial(torch.optim.SGD, lr=0.1), microbatches=2, progress=False)
-    with pytest.raises(ConfigError, match="the hidden state of head 2, .* does not keep samples apart"):
+    with pytest.raises(ConfigError, match=r"the hidden state of head 2, .* does not keep samples apart"):
         trainer.fit([(torch.randn(4, 6), torch.randn(1))])

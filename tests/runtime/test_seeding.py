@@ -108,7 +108,7 @@ def test_dropout_masks_are_functions_of_seed_part_and_step() -> None:
     for step, samples in enumerate([6, 6, 6, 4]):
         in_step = seen[3 * step : 3 * step + 3]
         for part in {number for number, _ in in_step}:
-            with seeding.Seeded(CPU, seeding.derive(3, part, step)):
+            with seeding.Seeded(CPU, seeding.derive(3, part, step, 0, 0)):  # replica 0, piece 0
                 for mask in (mask for number, mask in in_step if number == part):
                     assert torch.equal(mask, F.dropout(torch.ones(samples, 12), 0.3) == 0)
     assert len({mask.numpy().tobytes() for _, mask in seen}) == len(seen)
