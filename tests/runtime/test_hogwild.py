@@ -61,11 +61,8 @@ def model() -> Skipping:
 
 def batches(number: int, seed: int = 1) -> list[Batch]:
     g = torch.Generator().manual_seed(seed)
-    sizes = [8] * (number - 1) + [7]
-    return [
-        (torch.randn(n, 5, generator=g, dtype=torch.float64), torch.randint(0, CLASSES, (n,), generator=g))
-        for n in sizes
-    ]
+    inputs = [torch.randn(n, 5, generator=g, dtype=torch.float64) for n in [8] * (number - 1) + [7]]
+    return [(x, torch.randint(0, CLASSES, (len(x),), generator=g)) for x in inputs]
 
 
 def converted(plain: nn.Module, method: str = "bp", parts: int = 3) -> LocalModel:
@@ -207,9 +204,9 @@ class Diary:
         self.note(stage, kind, side=side, content=content)
 
     def note(self, stage: Stage, kind: Any, **more: Any) -> None:
-        self.counts[stage.number, kind, more.get("side")] += 1
-        batch = self.counts[stage.number, kind, more.get("side")]
-        self.jobs.setdefault(stage.number, []).append(Job(stage.number, batch, kind, **more))
+        key = (stage.number, kind, more.get("side"))
+        self.counts[key] += 1
+        self.jobs.setdefault(stage.number, []).append(Job(stage.number, self.counts[key], kind, **more))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 7])
