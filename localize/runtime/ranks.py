@@ -88,6 +88,9 @@ def join() -> Ranks:
     global _joined
     if _joined is not None and dist.is_initialized():
         return _joined
+    if not torch.cuda.is_initialized():
+        # Streams share a few queues of the device: one that waits for another rank would hold up what it shares with.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if expected() and not dist.is_initialized():
         _start_group()
     group = dist.new_group(backend="gloo", timeout=_FOREVER)
