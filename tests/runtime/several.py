@@ -18,6 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -70,6 +72,8 @@ def _rank(order: dict[str, Any], rank: int, port: int, pipe: int) -> None:
         "MASTER_PORT": str(port),
     }  # fmt: skip
     os.dup2(2, 1)  # stdout is the answer's
+    # After a fork torch makes its thread pool anew at the first such call; two threads at once trip over each other.
+    torch.set_num_threads(1)
     module, _, name = order["case"].partition(":")
     started, status = time.monotonic(), 0
     try:
