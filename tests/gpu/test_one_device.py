@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from localize import LocalModel, to_local
+from localize.runtime import transport
 from localize.runtime.carriers import DeviceMemory, HostMemory
 from localize.runtime.lanes import CudaLane
 from localize.runtime.messages import Upward
@@ -182,6 +183,17 @@ def test_a_carrier_on_a_lane(kind: str) -> None:
         assert x.shape == (step + 1, 4096)
         assert bool((x == step).all())
         assert float(total) == step * x.numel()
+
+
+def test_a_rank_names_its_gpu() -> None:
+    own, indexed = (
+        transport.seat(GPU)["gpu"],
+        transport.seat(torch.device("cuda", torch.cuda.current_device()))["gpu"],
+    )
+    assert own is None or len(own) > 8
+    assert own == indexed
+    others = [transport.seat(torch.device("cuda", i))["gpu"] for i in range(torch.cuda.device_count())]
+    assert own is None or len(set(others)) == len(others)
 
 
 # ------------------------------------------------------------------ traces

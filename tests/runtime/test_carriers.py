@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from localize.heads.early_exit import EarlyExit
 from localize.heads.nwise import NWise
 from localize.runtime import transport
 from localize.runtime.carriers import DeviceMemory, HostMemory
+from localize.runtime.links import Outbox
 from localize.runtime.messages import Upward
 from localize.runtime.placement import Placement
 from localize.runtime.wire import Edge, Envelope, Header, Kind, Outline, decode, decode_header, outline
@@ -256,6 +258,24 @@ def test_through_device_memory_in_this_order() -> None:
     assert events == ["beside", "receive from 0", "work waits", "wait", "beside"]
     assert torch.equal(received, payload)
     assert not carrier.late()
+
+
+@pytest.mark.parametrize("kind", ["host", "device"])
+def test_a_header_leaves_when_its_payload_can_follow(kind: str) -> None:
+    """Else the other end would wait for this end's computation, on its device and for nobody knows how long."""
+    events: list[str] = []
+    group: Any = _Group(events)
+    lane = OneStream(events)
+    carrier = HostMemory(CPU, lane) if kind == "host" else DeviceMemory(CPU, lane, group)
+    session: Any = SimpleNamespace(ranks=SimpleNamespace(group=group), check=lambda: None)
+    outbox = Outbox(session, Edge(1, 2), 7, 2, carrier=carrier)
+    outbox.put(Envelope(Kind.DATA, 0, Edge(1, 2), Upward({"x": torch.ones(3)}, None)))
+    outbox.close()
+    headers, payload = ["send to 7", "work waits"], ["send to 7", "work waits"]
+    ready = ["mark", "beside, after mark", "wait"]
+    if kind == "device":
+        ready, payload = ["mark", "reach mark"], ["beside", "send to 0", "work waits", "wait"]
+    assert events == ready + headers + payload + headers  # the last one: of the end
 
 
 @pytest.mark.parametrize("cut", [1, 8, 200])
