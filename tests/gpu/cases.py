@@ -25,6 +25,7 @@ from localize.runtime.ranks import Session, join
 from localize.runtime.wire import Edge, Envelope, Header, Kind
 from localize.weights import weights_of
 from tests.runtime import cases, helpers
+from tests.runtime.cases_carriers import OneStream
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 
@@ -97,7 +98,7 @@ def many_messages(device: str, count: int) -> int:
     """
     place, rank, found = torch.device(device), cases.rank(), 0
     session, draw = Session(join(), ["part 1 of 2", "part 2 of 2"]), random.Random(cases.rank() + 1)
-    carrier = HostMemory(place, CudaLane(place)) if place.type == "cuda" else None
+    carrier = HostMemory(place, CudaLane(place) if place.type == "cuda" else OneStream())
     if rank == 0:
         outbox = Outbox(session, Edge(1, 2), 1, 2, carrier=carrier)
         for step in range(count):
