@@ -10,6 +10,9 @@ from torch import nn
 
 import localize
 from localize import CheckpointError, to_local
+from localize.runtime.materialise import materialise
+from localize.source import load_source
+from localize.weights import named_tensors
 from tests.test_exact import METHODS, method_id
 from tests.test_local_model import sgd, trained
 from tests.zoo import BY_NAME, CASES, CLASSES, build
@@ -229,3 +232,101 @@ def test_example_inputs_of_the_wrong_kind_are_told(tmp_path, change):
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="example inputs"):
         localize.load(tmp_path / "a", build(BY_NAME["mlp"]))
+
+
+# ---------------------------------------------------------------- weights that are not read yet
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("built", ["real", "meta"])
+def test_weights_on_meta_are_read_later(case, built, tmp_path):
+    local = trained(case.name, METHODS[1])
+    local.save(tmp_path / "a")
+    with torch.device("meta" if built == "meta" else "cpu"):
+        model = build(case, seed=5)
+    again = localize.load(tmp_path / "a", model, device="meta")
+    assert all(t.is_meta for t in named_tensors(again).values())
+    materialise(again, seed=0)
+    assert all(torch.equal(t, named_tensors(again)[n]) for n, t in named_tensors(local).items())
+    assert torch.equal(local.predict(case.inputs()), again.predict(case.inputs()))
+    again.save(tmp_path / "b")
+    one, other = ((tmp_path / folder / "weights.safetensors").read_bytes() for folder in ("a", "b"))
+    assert one == other
+
+
+BUILDS = {
+    "a table": ("self.register_buffer('t', torch.arange(8).float(), persistent=False)", None),
+    "random parameters": ("self.p = nn.Parameter(torch.randn(8) * 0.1)", None),
+    "a tied parameter": ("self.c = nn.Linear(8, 8); self.c.weight = self.b.weight", None),
+    "a layer that is replaced": ("self.b = nn.Linear(8, 8); self.register_buffer('k', torch.ones(8))", None),
+    "a parameter in a buffer": ("self.register_buffer('t', self.b.bias.detach() * 2, persistent=False)", "from param"),
+    "a random table": ("torch.manual_seed(3); self.register_buffer('t', torch.rand(8), persistent=False)", "draws"),
+    "a random number": ("torch.manual_seed(3); self.factor = float(torch.rand(8).sum())", "draws random"),
+    "values that are read": ("self.factor = 1.0 + 0.0 * float(self.b.weight.sum())", "cannot be built"),
+    "a second model": ("OTHERS.append(nn.Linear(8, 8))", "keeps parameters outside"),
+    "a plain tensor": ("self.t = torch.arange(8).float()", "fails"),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_a_model_is_built_without_memory_where_that_comes_to_the_same(kind, tmp_path, monkeypatch, caplog):
+    """The tables that no file has are those of a normal build, whatever the way."""
+    more, doubt = BUILDS[kind]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\nOTHERS = []\n\nclass Net(nn.Module):\n    factor = 1.0\n\n"
+        "    def __init__(self):\n        super().__init__()\n        torch.manual_seed(1)\n"
+        "        self.a, self.b, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)\n"
+        f"        {more}\n\n    def forward(self, x):\n        h = torch.relu(self.b(torch.relu(self.a(x))))\n"
+        "        h = h + self.t if hasattr(self, 't') else h * self.factor\n        return self.last(h)\n"
+    )
+    local = to_local(load_source("net.py:Net"), torch.randn(4, 6), method="al", parts=2)
+    local.source = "net.py:Net"
+    local.save(tmp_path / "a")
+    with caplog.at_level("DEBUG", logger="localize"):
+        again = localize.load(tmp_path / "a", device="meta")
+    assert all(t.is_meta for t in named_tensors(again).values())
+    assert ("was built without memory" in caplog.text) is (doubt is None)
+    assert doubt is None or doubt in caplog.text
+    materialise(again, seed=0)
+    x = torch.randn(4, 6)
+    assert torch.equal(again.predict(x), localize.load(tmp_path / "a").predict(x))
+    assert nn.Module.register_parameter is REGISTER
+
+
+REGISTER = nn.Module.register_parameter
+
+
+def test_what_is_damaged_is_told_without_reading_it_whole(tmp_path):
+    trained("mlp", METHODS[0]).save(tmp_path / "a")
+    path = tmp_path / "a" / "weights.safetensors"
+    whole = path.read_bytes()
+    for damaged, message in ((whole[:-8], "truncated or damaged"), (whole[:-1] + b"\x07", "is damaged")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=message):
+            localize.load(tmp_path / "a", build(BY_NAME["mlp"]), device="meta")
+    path.write_bytes(whole)
+    again = localize.load(tmp_path / "a", build(BY_NAME["mlp"]), device="meta")
+    with pytest.raises(CheckpointError, match="have no values in this process"):
+        again.save(tmp_path / "b")
+    path.unlink()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        materialise(again, seed=0)
+
+
+def test_edited_cuts_leave_the_weights_for_later_too(tmp_path):
+    local = trained("mlp", METHODS[1], parts=2)
+    local.save(tmp_path / "a")
+    path = tmp_path / "a" / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cuts": ["1", "3"]}))
+    again = localize.load(tmp_path / "a", build(BY_NAME["mlp"], seed=5), device="meta")
+    assert all(p.is_meta for p in again.to_standard().parameters())
+    materialise(again, seed=0)
+    for name, tensor in local.to_standard().state_dict().items():
+        assert torch.equal(tensor, again.to_standard().state_dict()[name])
+
+
+def test_load_puts_the_model_where_it_is_wanted(tmp_path):
+    trained("mlp", METHODS[0]).save(tmp_path / "a")
+    again = localize.load(tmp_path / "a", build(BY_NAME["mlp"]), device="cpu")
+    assert {p.device.type for p in again.parameters()} == {"cpu"}

@@ -19,6 +19,9 @@ from localize.weights import named_tensors, weights_of
 from tests.runtime import helpers
 from tests.runtime.cases import METHODS, Untouchable, names_in, numbers_of, rank
 
+# In the forked process, before it has threads: torch makes its pool of threads anew there, and two at once abort.
+torch.set_num_threads(1)
+
 WIDTH, CLASSES, LAYERS = 16, 4, 36
 SOURCE = "tests.runtime.cases_materialise:"
 
