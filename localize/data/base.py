@@ -110,6 +110,7 @@ def _loader(data: Any, batch_size: int, workers: int, seed: int | None) -> DataL
         shuffle=seed is not None,
         generator=None if seed is None else torch.Generator().manual_seed(seed),
         num_workers=workers,
+        pin_memory=torch.cuda.is_available(),  # else every copy to a GPU waits for all that was started before
         collate_fn=_as_is if whole else None,
     )
 

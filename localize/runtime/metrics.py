@@ -39,7 +39,7 @@ class Tally:
     def add(self, reports: Sequence[StageReport], samples: int, skipped: Sequence[int]) -> None:
         """One batch; ``skipped`` are the parts whose update was left out."""
         losses = [
-            r.loss.to(self.loss.dtype) if r.loss is not None else self.loss.new_tensor(torch.nan) for r in reports
+            r.loss.to(self.loss.dtype) if r.loss is not None else self.loss.new_full((), torch.nan) for r in reports
         ]
         values = torch.stack(losses)
         finite = values.isfinite()

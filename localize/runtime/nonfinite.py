@@ -46,7 +46,8 @@ def check_weights(stages: Sequence[Stage], step: int) -> None:
     """
     weights = {stage.number: [*stage.parameters("part"), *stage.parameters("head")] for stage in stages}
     with torch.no_grad():
-        broken = [n for n, held in weights.items() if not all(bool(p.isfinite().all()) for p in held)]
+        flags = {n: [p.isfinite().all() for p in held] for n, held in weights.items() if held}
+        broken = [n for n, each in flags.items() if not torch.stack(each).all()]  # one wait a part, on a GPU
     if broken:
         raise LocalizeError(
             f"After step {step}, weights of part {', '.join(map(str, broken))} of {stages[0].parts} are not finite, "

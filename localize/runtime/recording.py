@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from localize.runtime import gantt
@@ -23,9 +24,13 @@ _MOST = 20_000  # intervals of a process; further ones are left out
 
 
 class Recorder:
-    """Collects intervals. Times are those of the wall clock, so that several machines have a common one."""
+    """Collects intervals. Times are those of the wall clock, so that several machines have a common one.
 
-    def __init__(self) -> None:
+    On a GPU every beginning and end waits for what was started before: a trace shows what was computed and costs speed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device if device.type == "cuda" else None
         self.batch = 0  # from 1
         self._intervals: list[tuple[int, int, Kind, float, float, str]] = []
         self._open: tuple[int, Kind, float, str] | None = None
@@ -43,6 +48,8 @@ class Recorder:
         self._close()
 
     def _close(self) -> float:
+        if self._gpu is not None:
+            torch.cuda.synchronize(self._gpu)
         now = time.perf_counter() + self._offset
         if self._open is not None and len(self._intervals) < _MOST:
             part, kind, start, waits_for = self._open
