@@ -84,8 +84,8 @@ class Cost:
     flops: float = 0.0  # forward floating-point operations
     param_bytes: int = 0
     saved_bytes: int = 0  # kept for the backward pass, parameters excluded, shared storage counted once
-    time_ms: float | None = None  # forward milliseconds, where measured
-    backward_ms: float | None = None  # those of the backward pass, where measured
+    forward_ms: float | None = None  # milliseconds of the forward pass, where measured
+    backward_ms: float | None = None  # those of the backward pass
     frozen_bytes: int = 0  # of the parameters: those that do not train, without gradients and optimizer state
 
     def __add__(self, other: Cost) -> Cost:
@@ -93,7 +93,7 @@ class Cost:
             self.flops + other.flops,
             self.param_bytes + other.param_bytes,
             self.saved_bytes + other.saved_bytes,
-            known_sum((self.time_ms, other.time_ms)),
+            known_sum((self.forward_ms, other.forward_ms)),
             known_sum((self.backward_ms, other.backward_ms)),
             self.frozen_bytes + other.frozen_bytes,
         )
@@ -115,9 +115,9 @@ class Cost:
                 trained = self.param_bytes - self.frozen_bytes
                 return self.param_bytes + trained * (1 + optimizer_states) + self.saved_bytes
             case "time":
-                if self.time_ms is None:
+                if self.forward_ms is None:
                     raise ConfigError("balance='time' needs measured times; profile with measure_time=True.")
-                return self.time_ms + (self.backward_ms or 0.0)
+                return self.forward_ms + (self.backward_ms or 0.0)
         raise ConfigError(f"Unknown balance {balance!r}; one of {', '.join(BALANCES)}.")
 
 
@@ -212,13 +212,15 @@ class Plan:
         return cast(dict[str, Any], plain(result))
 
     def __str__(self) -> str:
+        timed = self.balance == "time"
         head = f"{'part':>4}  {'from':<28} {'to':<28} {'MFLOPs':>10} {'params MB':>10} {'saved MB':>9} {'head MB':>8}"
         rows = [f"{self.model}: {self.method}, {len(self.parts)} parts by {self.balance}, "
-                f"imbalance {self.imbalance:.3f} (max/mean)", head]
+                f"imbalance {self.imbalance:.3f} (max/mean)", f"{head} {'ms':>9}" if timed else head]
         for p in self.parts:
             rows.append(
                 f"{p.number:>4}  {p.first:<28.28} {p.last:<28.28} {p.total.flops / 1e6:>10.2f} "
                 f"{p.part.param_bytes / 1e6:>10.3f} {p.total.saved_bytes / 1e6:>9.3f} {p.head.param_bytes / 1e6:>8.3f}"
+                + (f" {p.total.of(self.balance):>9.3f}" if timed else "")
             )
         return "\n".join(rows + [f"note: {n}" for n in self.notes])
 

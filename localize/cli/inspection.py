@@ -266,7 +266,7 @@ def about_limit(planner: Planner, plan: Plan, blocked: dict[str, str]) -> dict[s
     nodes = list(planner.traced.train_graph.nodes)
 
     def value(stretch: Sequence[fx.Node]) -> float:
-        names = [n.name for n in stretch if plan.balance != "time" or profile.nodes[n.name].time_ms is not None]
+        names = [n.name for n in stretch if plan.balance != "time" or profile.nodes[n.name].forward_ms is not None]
         return cost_of(profile, names, frozen).of(plan.balance) if names else 0.0
 
     usable = [p for p in planner.every_cut[True] if p.name in plan.cuts or p.name not in blocked]

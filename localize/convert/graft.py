@@ -94,7 +94,7 @@ class HeadTiming:
             except Exception:  # no room, or no kernel for it: the method has taken the site before
                 pass
         share = cost.flops / max(self.model.flops, 1)
-        return Times(share * (self.model.time_ms or 0.0), share * (self.model.backward_ms or 0.0))
+        return Times(share * (self.model.forward_ms or 0.0), share * (self.model.backward_ms or 0.0))
 
     def _measured(self, method: Method, site: HeadSite, device: torch.device) -> Times:
         with preserved(), torch.enable_grad():
@@ -134,7 +134,7 @@ class HeadCosts:
             cost = _dry_run(self.method, site)
             if self.timing is not None:
                 times = self._times(self.timing, cost, site) if cost is not None else Times(0.0, 0.0)
-                cost = replace(cost or Cost(), time_ms=times.forward, backward_ms=times.backward)
+                cost = replace(cost or Cost(), forward_ms=times.forward_ms, backward_ms=times.backward_ms)
             self._known[key] = cost or Cost()
         return self._known[key]
 
@@ -142,7 +142,7 @@ class HeadCosts:
         for other, known, times in self._timed:
             if other.is_last == site.is_last and _alike(other.hidden, known, site.hidden, cost):
                 share = cost.flops / known.flops if known.flops else 1.0
-                return Times(share * times.forward, share * times.backward)
+                return Times(share * times.forward_ms, share * times.backward_ms)
         times = timing.times(cost, self.method, site)
         self._timed.append((site, cost, times))
         return times

@@ -102,7 +102,7 @@ class PartTable:
         return [point.position for point in self.cut_points]
 
     def _value(self, cost: Cost) -> float:
-        if self.balance == "time" and cost.time_ms is None and not cost.flops:
+        if self.balance == "time" and cost.forward_ms is None and not cost.flops:
             return 0.0  # stretches without nodes, parts without heads
         return cost.of(self.balance)
 

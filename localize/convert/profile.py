@@ -61,8 +61,8 @@ def profile(traced: TracedModel, training: bool = True, measure_time: bool = Fal
             specs=specs,
             is_tensor=plain,
             flops=costs.flops.get(node.name, 0),
-            time_ms=times[node.name].forward if times else None,
-            backward_ms=times[node.name].backward if times else None,
+            forward_ms=times[node.name].forward_ms if times else None,
+            backward_ms=times[node.name].backward_ms if times else None,
             saved=tuple(costs.saved.get(node.name, {}).items()),
             params=tuple(parameters_read(traced, node, names).items()),
         )

@@ -28,13 +28,13 @@ T = TypeVar("T")
 class Times:
     """Milliseconds of a forward pass and of the backward pass that belongs to it."""
 
-    forward: float
-    backward: float
+    forward_ms: float
+    backward_ms: float
 
     @classmethod
     def median(cls, found: Sequence[Times]) -> Times:
         """The medians of several, forward and backward each for itself."""
-        return cls(statistics.median(t.forward for t in found), statistics.median(t.backward for t in found))
+        return cls(statistics.median(t.forward_ms for t in found), statistics.median(t.backward_ms for t in found))
 
 
 def timed(call: Callable[[], T], on_gpu: bool) -> tuple[T, float]:
@@ -74,7 +74,7 @@ def _rounds(traced: TracedModel, training: bool, with_backward: bool) -> dict[st
     found = {name: Times.median([run[name] for run in runs[1:]]) for name in runs[0]}
     if not with_backward:
         failed |= found.keys()
-    return {name: Times(t.forward, 2 * t.forward) if name in failed else t for name, t in found.items()}
+    return {name: Times(t.forward_ms, 2 * t.forward_ms) if name in failed else t for name, t in found.items()}
 
 
 class TimedRun(Run):
@@ -220,7 +220,7 @@ def measure_head(head: Head, device: torch.device) -> Times:
     found: list[Times] = []
     while len(found) <= TIMED_RUNS:
         found.append(_step(head, hidden.detach().requires_grad_(), target, on_gpu))
-        if len(found) > SLOW_RUNS and sum(t.forward + t.backward for t in found[1:]) > SLOW_MS:
+        if len(found) > SLOW_RUNS and sum(t.forward_ms + t.backward_ms for t in found[1:]) > SLOW_MS:
             break
     return Times.median(found[1:])
 

@@ -101,7 +101,7 @@ class NodeProfile:
     specs: tuple[TensorSpec, ...]  # of the tensors in the node's value; empty for ints and None
     is_tensor: bool  # the value is one plain tensor (only such values may cross a cut)
     flops: float = 0.0
-    time_ms: float | None = None  # forward milliseconds, where measured
+    forward_ms: float | None = None  # milliseconds of the forward pass, where measured
     backward_ms: float | None = None
     saved: tuple[tuple[int, int], ...] = ()  # (storage key, bytes) kept for backward, parameters excluded
     params: tuple[tuple[str, int], ...] = ()  # (parameter path, bytes) the node reads
@@ -125,6 +125,6 @@ class Profile:
             flops=sum((node.flops for node in found), 0.0),
             param_bytes=sum(params.values()),
             saved_bytes=sum(saved.values()),
-            time_ms=known_sum(node.time_ms for node in found),
+            forward_ms=known_sum(node.forward_ms for node in found),
             backward_ms=known_sum(node.backward_ms for node in found),
         )

@@ -103,7 +103,7 @@ def costs_of_plan(
     """
     count = len(plan.parts)
     speeds = list(flops) if isinstance(flops, Sequence) else [flops] * count
-    measured = [part.total.time_ms for part in plan.parts]
+    measured = [part.total.forward_ms for part in plan.parts]
     problems = []
     if len(speeds) != count:
         problems.append(f"flops has {len(speeds)} numbers; {count} parts take one, or one each.")
@@ -134,7 +134,7 @@ def costs_of_plan(
 
 def _passes(cost: Spent, speed: float | None, scale: float) -> tuple[float, float]:
     """Seconds of the forward and of the backward pass; ``speed`` in FLOPs a second, None: as measured."""
-    ahead = (cost.time_ms or 0.0) / 1e3 if speed is None else cost.flops / speed
+    ahead = (cost.forward_ms or 0.0) / 1e3 if speed is None else cost.flops / speed
     measured = cost.backward_ms is not None and speed is None
     back = (cost.backward_ms or 0.0) / 1e3 if measured else ahead * _BACKWARD
     return ahead * scale, back * scale

@@ -319,7 +319,7 @@ def test_every_balance_has_its_column(inspect: Inspect, balance: str) -> None:
     text = inspect("deep", "-m", "early_exit", "--parts", "3", "--balance", balance)
     assert f"3 parts for early_exit by {balance}, heads included" in text
     assert (" ms " in text) == (balance == "time")
-    timed = [part["part"]["time_ms"] is not None for part in report["plan"]["parts"]]
+    timed = [part["part"]["forward_ms"] is not None for part in report["plan"]["parts"]]
     assert timed == [balance == "time"] * 3
 
 

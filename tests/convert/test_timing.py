@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,7 +90,7 @@ def run_of(model: nn.Module, *inputs: Tensor) -> tuple[TimedRun, Any, set[str]]:
 
 
 def total(times: dict[str, Times]) -> tuple[float, float]:
-    return sum(t.forward for t in times.values()), sum(t.backward for t in times.values())
+    return sum(t.forward_ms for t in times.values()), sum(t.backward_ms for t in times.values())
 
 
 # ------------------------------------------------------------------------------------------ nodes
@@ -123,10 +123,14 @@ def test_parts_are_balanced_by_what_a_step_takes() -> None:
     model = nn.Sequential(*[Takes(1, 2) for _ in range(5)], Takes(1, 14))
     plan = to_local(model, torch.randn(N, 6), method="bp", parts=2, balance="time").plan
     assert plan.cuts == ("4",)
-    assert [part.part.time_ms for part in plan.parts] == pytest.approx([5, 1])
+    assert [part.part.forward_ms for part in plan.parts] == pytest.approx([5, 1])
     assert [part.part.backward_ms for part in plan.parts] == pytest.approx([10, 14])
     assert plan.imbalance == pytest.approx(1)
     assert [part["part"]["backward_ms"] for part in plan.to_dict()["parts"]] == pytest.approx([10, 14])
+    _, columns, *rows = str(plan).splitlines()[:4]
+    assert columns.split()[-1] == "ms"
+    assert [row.split()[-1] for row in rows] == ["15.000", "15.000"]
+    assert "ms" not in str(replace(plan, balance="flops")).splitlines()[1].split()
 
 
 def test_a_loaded_plan_is_measured_anew(tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_frozen_layers(wanted: list[list[tuple[int, ...]]]) -> None:
     frozen = [nn.Linear(6, 6).requires_grad_(False) for _ in range(2)]
     run, _, _ = run_of(nn.Sequential(frozen[0], nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 6), frozen[1]))
     assert wanted == [[(5, 6), (5,)], [(6, 5), (6,), (N, 5)], [(N, 6)]]
-    assert all(times.backward == 0 for times in run.times.values())
+    assert all(times.backward_ms == 0 for times in run.times.values())
 
 
 def test_a_stretch_without_gradients(wanted: list[list[tuple[int, ...]]]) -> None:
@@ -307,7 +311,7 @@ def head_costs(method: Any, timing_: HeadTiming | None) -> HeadCosts:
     return HeadCosts(method, Task("classification", 3), TensorSpec((N, 3)), timing=timing_)
 
 
-MODEL = Cost(flops=1000.0, time_ms=2.0, backward_ms=6.0)
+MODEL = Cost(flops=1000.0, forward_ms=2.0, backward_ms=6.0)
 HERE = HeadTiming(MODEL, torch.device("cpu"), torch.float32)
 
 
@@ -337,12 +341,12 @@ class Slow(Method):
 def test_heads_are_built_and_timed() -> None:
     random, costs = torch.get_rng_state(), head_costs(Slow(), HERE)
     cost = costs.of(TensorSpec((N, 8)), 1, 2)
-    assert (cost.time_ms, cost.backward_ms) == pytest.approx((24, 32))
+    assert (cost.forward_ms, cost.backward_ms) == pytest.approx((24, 32))
     assert (cost.flops, cost.param_bytes) == (2 * N * 8 * 2, 4 * (8 * 2 + 2))
     assert torch.equal(torch.get_rng_state(), random)
     none = costs.of(TensorSpec((N, 8)), 2, 4)
-    assert none == Cost(time_ms=0.0, backward_ms=0.0)
-    assert head_costs(Slow(), None).of(TensorSpec((N, 8)), 1, 2).time_ms is None
+    assert none == Cost(forward_ms=0.0, backward_ms=0.0)
+    assert head_costs(Slow(), None).of(TensorSpec((N, 8)), 1, 2).forward_ms is None
 
 
 def test_a_slow_head_moves_the_cut() -> None:
@@ -360,10 +364,10 @@ def test_heads_that_are_not_timed_are_as_fast_for_their_flops_as_the_model(monke
     spec, flops = TensorSpec((N, 8)), 2 * N * 8 * 2
     expected = pytest.approx((2.0 * flops / 1000, 6.0 * flops / 1000))
     nowhere = head_costs(Slow(), HeadTiming(MODEL, None, torch.float32)).of(spec, 1, 2)
-    assert (nowhere.time_ms, nowhere.backward_ms) == expected
+    assert (nowhere.forward_ms, nowhere.backward_ms) == expected
     monkeypatch.setattr(graft, "LARGEST", 4 * (8 * 2 + 2))  # its weights alone
     large = head_costs(Slow(), HERE).of(spec, 1, 2)
-    assert (large.time_ms, large.backward_ms) == expected
+    assert (large.forward_ms, large.backward_ms) == expected
 
 
 def test_models_without_data_have_estimates_of_their_heads() -> None:
@@ -378,9 +382,9 @@ def test_every_method_has_times(method: str, monkeypatch: pytest.MonkeyPatch) ->
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
     plan = to_local(model, torch.randn(N, 3, 8, 8), method=method, balance="time").plan
     heads = [part.head for part in plan.parts if part.head.param_bytes]
-    assert all(head.time_ms and head.backward_ms for head in heads)
+    assert all(head.forward_ms and head.backward_ms for head in heads)
     assert len(heads) == {"bp": 0, "scpl": 2, "al": 2}.get(method, 1)
-    assert all(part.part.time_ms and part.part.backward_ms for part in plan.parts)
+    assert all(part.part.forward_ms and part.part.backward_ms for part in plan.parts)
 
 
 def test_heads_that_are_alike_are_timed_once() -> None:

@@ -23,11 +23,11 @@ def plan(
     flops: list[float],
     heads: list[float],
     crossing_bytes: int = 1000,
-    time_ms: list[float] | None = None,
+    forward_ms: list[float] | None = None,
     backward_ms: list[float] | None = None,
 ) -> Plan:
     """Parts with these forward FLOPs at a batch size of 4; a head takes half as long as its part."""
-    times, back = time_ms or [None] * len(flops), backward_ms or [None] * len(flops)
+    times, back = forward_ms or [None] * len(flops), backward_ms or [None] * len(flops)
     parts = tuple(
         PartCost(k, f"from{k}", f"to{k}", Cost(own, 0, 0, ms, ms_back), Cost(head, 0, 0, _half(ms), _half(ms_back)))
         for k, (own, head, ms, ms_back) in enumerate(zip(flops, heads, times, back, strict=True), 1)
@@ -78,14 +78,14 @@ def test_heads_that_learn_from_feedback() -> None:
 
 def test_measured_times() -> None:
     """Backward as measured, half of it to pass gradients on; where only forward was measured, twice that."""
-    found = costs_of_plan(plan([100, 200], [10, 20], time_ms=[2.0, 4.0], backward_ms=[3.0, 10.0]))
+    found = costs_of_plan(plan([100, 200], [10, 20], forward_ms=[2.0, 4.0], backward_ms=[3.0, 10.0]))
     assert (found.forward, found.backward, found.relay) == ([0.002, 0.004], [0.003, 0.01], [0.0015, 0.005])
     assert found.loss == pytest.approx([0.001 + 0.0015, 0.002 + 0.005])
-    double = costs_of_plan(plan([100, 200], [10, 20], time_ms=[2.0, 4.0], backward_ms=[3.0, 10.0]), samples=8)
+    double = costs_of_plan(plan([100, 200], [10, 20], forward_ms=[2.0, 4.0], backward_ms=[3.0, 10.0]), samples=8)
     assert (double.forward, double.backward, double.relay) == ([0.004, 0.008], [0.006, 0.02], [0.003, 0.01])
-    ahead = costs_of_plan(plan([100, 200], [10, 20], time_ms=[2.0, 4.0]))
+    ahead = costs_of_plan(plan([100, 200], [10, 20], forward_ms=[2.0, 4.0]))
     assert (ahead.forward, ahead.backward, ahead.relay) == ([0.002, 0.004], [0.004, 0.008], [0.002, 0.004])
-    by_flops = costs_of_plan(plan([100, 200], [0, 0], time_ms=[2.0, 4.0], backward_ms=[9.0, 9.0]), flops=100.0)
+    by_flops = costs_of_plan(plan([100, 200], [0, 0], forward_ms=[2.0, 4.0], backward_ms=[9.0, 9.0]), flops=100.0)
     assert (by_flops.forward, by_flops.backward) == ([1.0, 2.0], [2.0, 4.0])
 
 
@@ -160,7 +160,7 @@ def test_a_plan_by_time_needs_no_speed() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     local = to_local(model, torch.randn(5, 8), method="early_exit", cuts=["1"], balance="time")
     costs, parts = costs_of_plan(local.plan), [part.part for part in local.plan.parts]
-    assert costs.forward == pytest.approx([(part.time_ms or 0) / 1e3 for part in parts])
+    assert costs.forward == pytest.approx([(part.forward_ms or 0) / 1e3 for part in parts])
     assert costs.backward == pytest.approx([(part.backward_ms or 0) / 1e3 for part in parts])
     head = local.plan.parts[0].head
     assert costs.loss[0] == pytest.approx(head.of("time") / 1e3)
