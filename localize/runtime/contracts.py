@@ -56,7 +56,7 @@ class Upwards:
         _raise(header, self.edge, problems)
         if training:
             self._pieces += 1
-            if self._pieces == header.note.get("micros", 1):
+            if self._pieces == header.note.get("microbatches", 1):
                 self.step, self._pieces = self.step + 1, 0
         else:
             self._evaluated += 1

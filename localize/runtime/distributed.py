@@ -1,7 +1,7 @@
 """Several processes, each with some of the parts: a run as one rank sees it.
 
-    rank 0   F1 B1 │ F2 B2 │ F3 B3 │          reads data; batch i goes up when its forward pass is done
-    rank 1         F1 B1 │ F2 B2 │ F3 B3      starts on batch i when it has arrived, and not before batch i-1 is done
+    rank 0   F1 B1 │ F2 B2 │ F3 B3 │       reads data; batch i goes up as soon as Fi is done, before the head and Bi
+    rank 1      F1 B1 │ F2 B2 │ F3 B3      starts on batch i when it has arrived, and not before batch i-1 is done
 
 What a part does with a batch is ``stage_step``, as everywhere; ``Wires`` carries out its sends and receives. Where a
 loss reaches several parts, the stage waits for gradients from above before it goes on to the next batch, since its
@@ -83,9 +83,9 @@ class DistributedRun(Run):
         if self.team.reads:
             yield from super()._steps(train)
         else:
-            for arrived, samples, micros in self._arriving():
+            for arrived, samples, microbatches in self._arriving():
                 with self._step_place():
-                    reports = self.carry_out([arrived], samples, micros)
+                    reports = self.carry_out([arrived], samples, microbatches)
                 del arrived
                 yield reports
         self.team.wires.end()
@@ -104,15 +104,15 @@ class DistributedRun(Run):
                 return
             yield found
 
-    def carry_out(self, arrived: Iterable[Upward], size: int, micros: int) -> list[StageReport]:
-        self.team.wires.at(Kind.DATA, self.state.step, size, micros)
-        reports = super().carry_out(arrived, size, micros)
+    def carry_out(self, arrived: Iterable[Upward], size: int, microbatches: int) -> list[StageReport]:
+        self.team.wires.at(Kind.DATA, self.state.step, size, microbatches)
+        reports = super().carry_out(arrived, size, microbatches)
         self.team.session.step = self.state.step
         return reports
 
-    def _execute(self, arrived: Iterable[Upward], micros: int) -> list[StageReport]:
+    def _execute(self, arrived: Iterable[Upward], microbatches: int) -> list[StageReport]:
         with gathering((stage.head for stage in self.stages), self.team.replicas):
-            own = self._run_batch(arrived, micros, self.team.wires)
+            own = self._run_batch(arrived, microbatches, self.team.wires)
         reports = [StageReport(None, None)] * len(self.local.parts)
         for stage, report in zip(self.stages, own, strict=True):
             reports[stage.number - 1] = report

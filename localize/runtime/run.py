@@ -164,14 +164,14 @@ class Run:
         with self._place(self.state.batch + 1), seeding.Seeded(self.generators, seed):
             yield
 
-    def carry_out(self, arrived: Iterable[Upward], size: int, micros: int) -> list[StageReport]:
-        """One batch of ``size`` samples, in ``micros`` pieces, through the stages; one report a part.
+    def carry_out(self, arrived: Iterable[Upward], size: int, microbatches: int) -> list[StageReport]:
+        """One batch of ``size`` samples through the stages; one report a part.
 
-        ``arrived`` are the pieces that are here.
+        ``arrived`` are those of its micro-batches that are here.
         """
         state, updater = self.state, self.updater
         updater.start()
-        reports = self._execute(arrived, micros)
+        reports = self._execute(arrived, microbatches)
         updater.finish()
         if self.buffers is not None:
             for number in updater.skipped:
@@ -182,32 +182,32 @@ class Run:
         state.batch += 1
         return reports
 
-    def _execute(self, arrived: Iterable[Upward], micros: int) -> list[StageReport]:
-        return self._run_batch(arrived, micros)
+    def _execute(self, arrived: Iterable[Upward], microbatches: int) -> list[StageReport]:
+        return self._run_batch(arrived, microbatches)
 
     def _run_batch(
-        self, arrived: Iterable[Upward], micros: int, outside: Outside | None = None
+        self, arrived: Iterable[Upward], microbatches: int, outside: Outside | None = None
     ) -> list[StageReport]:
         if self.recorder is None:
-            return run_batch(self.stages, arrived, self.updater, self._around, outside, micros=micros)
+            return run_batch(self.stages, arrived, self.updater, self._around, outside, microbatches=microbatches)
         self.recorder.batch = self.state.step + 1
         updater = Watched(self.updater, self.recorder)
-        reports = run_batch(self.stages, arrived, updater, self._around, outside, self.recorder, micros)
+        reports = run_batch(self.stages, arrived, updater, self._around, outside, self.recorder, microbatches)
         self.recorder.end()
         return reports
 
     @contextmanager
-    def _around(self, stage: Stage, piece: int) -> Iterator[None]:
+    def _around(self, stage: Stage, number: int) -> Iterator[None]:
         """Around a forward pass: random numbers of its own, and a name for what goes wrong."""
-        if self.buffers is not None and piece == 0:
+        if self.buffers is not None and number == 0:
             self.buffers.remember(stage)
-        seed = seeding.derive(self.options.seed, stage.number, *self._draw, piece)
+        seed = seeding.derive(self.options.seed, stage.number, *self._draw, number)
         try:
             with seeding.Seeded(self.generators, seed):
                 yield
         except Exception as error:
             of = f"part {stage.number} of {stage.parts}"
-            error.add_note(f"This happened in the forward pass of {f'the head of {of}' if piece == HEAD else of}.")
+            error.add_note(f"This happened in the forward pass of {f'the head of {of}' if number == HEAD else of}.")
             raise
 
     @contextmanager

@@ -2,7 +2,9 @@
 
     ambient   seeded once an epoch from (seed, epoch): data order, augmentation
     a step    the whole of it runs beside the ambient stream, which does not move: (seed, 0, step, replica)
-    a stage   its forward passes draw from streams of their own: (seed, part, step, replica, micro-batch)
+    a stage   its forward passes draw from streams of their own: (seed, part, step, replica, micro-batch),
+              and its head's likewise, with -1 for the micro-batch
+    a layer   initial weights that no file holds: (seed, -1, path)
 
 So an epoch that is resumed in the middle sees the same data, and a part draws the same dropout masks whether
 all parts share a process or each has one.

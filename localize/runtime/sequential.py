@@ -43,9 +43,9 @@ class Watch(Protocol):
 class _Runner:
     """A stage's generator, its two inboxes and what it waits for."""
 
-    def __init__(self, stage: Stage, updater: Updater, scope: Scope, micros: int) -> None:
+    def __init__(self, stage: Stage, updater: Updater, scope: Scope, microbatches: int) -> None:
         self.stage = stage
-        self.steps = stage_step(stage, updater, scope, micros)
+        self.steps = stage_step(stage, updater, scope, microbatches)
         self.inbox: dict[Side, deque[Message]] = {side: deque() for side in Side}
         self.wish: Action | None = next(self.steps)
         self.report: StageReport | None = None
@@ -73,20 +73,24 @@ def run_batch(
     scope: Scope = anywhere,
     outside: Outside | None = None,
     watch: Watch | None = None,
-    micros: int = 1,
+    microbatches: int = 1,
 ) -> list[StageReport]:
     """One batch through all stages: losses, local backward passes and (by ``updater``) updates.
 
     Args:
         stages: consecutive ones, lowest first; the others may be run elsewhere.
-        arrived: what the lowest stage is given: the batch, or the first of its micro-batches.
+        arrived: what is here for the lowest stage already: the batch, or its micro-batches; where others read the data,
+            the first one only, and the others are received.
         updater: see ``update.py``.
         scope: what forward passes run in.
         outside: the neighbours elsewhere; asked when no stage here can go on.
         watch: is told what happens.
-        micros: the number of micro-batches.
+        microbatches: how many the batch comes in.
+
+    Raises:
+        LocalizeError: stages wait for messages that nobody sends.
     """
-    runners = [_Runner(stage, updater, scope, micros) for stage in stages]
+    runners = [_Runner(stage, updater, scope, microbatches) for stage in stages]
     runners[0].inbox[Side.BELOW].extend(arrived)
     _run(runners, outside, watch)
     reports = [runner.report for runner in runners if runner.report is not None]

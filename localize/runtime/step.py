@@ -54,31 +54,31 @@ Scope = Callable[[Stage, int], AbstractContextManager[object]]
 HEAD = -1
 
 
-def anywhere(stage: Stage, piece: int) -> AbstractContextManager[object]:
+def anywhere(stage: Stage, micro: int) -> AbstractContextManager[object]:
     return nullcontext()
 
 
 def stage_step(
-    stage: Stage, updater: Updater, scope: Scope = anywhere, micros: int = 1
+    stage: Stage, updater: Updater, scope: Scope = anywhere, microbatches: int = 1
 ) -> Generator[Action, Message | None, StageReport]:
-    """One batch, in ``micros`` pieces, through one stage. Activations leave upward before anything else is done.
+    """One batch, in so many micro-batches, through one stage. Activations leave upward before anything else is done.
 
-    Only heads that make the target of the part above come first. All pieces go forward, then the head learns from
-    the whole batch, then the pieces go backward, the last one first.
+    Only heads that make the target of the part above come first. All micro-batches go forward, then the head learns
+    from the whole batch, then the micro-batches go backward, the last one first.
     """
     works: list[Work] = []
     target: Target = None
-    for piece in range(micros):
+    for micro in range(microbatches):
         arrived = yield Receive(Side.BELOW)
         assert isinstance(arrived, Upward)
         yield Begin("forward")
-        if piece == 0:  # it travels with the first one
+        if micro == 0:  # it travels with the first one
             target = arrived.target
-        with scope(stage, piece), stage.autocast():
+        with scope(stage, micro), stage.autocast():
             works.append(forward(stage, arrived.stream))
         del arrived
         if not stage.is_last and not stage.encodes_target:
-            yield Send(Side.ABOVE, departing(works, piece, target))
+            yield Send(Side.ABOVE, departing(works, micro, target))
     if stage.head is not None:
         yield Begin("head")
     with scope(stage, HEAD), stage.autocast():
@@ -87,8 +87,8 @@ def stage_step(
     if not stage.is_last and stage.encodes_target:
         if lesson.made is not None and lesson.made.target is not None:
             target = lesson.made.target
-        for piece in range(micros):
-            yield Send(Side.ABOVE, departing(works, piece, target))
+        for micro in range(microbatches):
+            yield Send(Side.ABOVE, departing(works, micro, target))
     if torch.is_grad_enabled():
         yield from learn(stage, updater, works, lesson, report.loss)
     return report
@@ -178,10 +178,10 @@ def report_of(stage: Stage, made: HeadOutput | None, target: Target) -> StageRep
     return StageReport(made.loss.detach(), logits if stage.is_last else None, measured)
 
 
-def departing(works: Sequence[Work], piece: int, target: Target) -> Upward:
+def departing(works: Sequence[Work], micro: int, target: Target) -> Upward:
     """What goes up of a micro-batch: detached, so that nothing above keeps this part's graph alive."""
-    stream = {name: value.detach() for name, value in works[piece].outputs.items()}
-    return Upward(stream, target if piece == 0 else None)
+    stream = {name: value.detach() for name, value in works[micro].outputs.items()}
+    return Upward(stream, target if micro == 0 else None)
 
 
 def learn_head(stage: Stage, lesson: Lesson) -> Tensor | None:

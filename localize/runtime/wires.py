@@ -68,9 +68,9 @@ class Wires:
 
     # ---------------------------------------------------------------- within a batch
 
-    def at(self, kind: Kind, step: int, samples: int, micros: int = 1) -> None:
-        """What is sent from now on belongs to this batch, in so many pieces; ``step`` counts from 0."""
-        self._kind, self._step, self._note = kind, step, {"samples": samples, "micros": micros}
+    def at(self, kind: Kind, step: int, samples: int, microbatches: int = 1) -> None:
+        """What is sent from now on belongs to this batch; ``step`` counts from 0."""
+        self._kind, self._step, self._note = kind, step, {"samples": samples, "microbatches": microbatches}
 
     def send(self, to: Side, message: Message) -> None:
         """See ``Outside``."""
@@ -98,7 +98,7 @@ class Wires:
     # ---------------------------------------------------------------- the stream
 
     def batches(self, kind: Kind) -> Iterator[tuple[Upward, int, int]]:
-        """What comes from below until there is no more: a batch (or the first of its pieces), samples and pieces."""
+        """Until there is no more: a batch (or its first micro-batch), and how many samples and micro-batches it has."""
         while True:
             envelope = self._inboxes[Side.BELOW].get()
             if envelope.kind is Kind.EOS:
@@ -107,7 +107,7 @@ class Wires:
                 raise WireError(
                     f"{place(envelope.step, envelope.edge)}: expected {kind.name}, found {envelope.kind.name}."
                 )
-            yield envelope.message, int(envelope.note["samples"]), int(envelope.note["micros"])
+            yield envelope.message, int(envelope.note["samples"]), int(envelope.note["microbatches"])
 
     def end(self) -> None:
         """Tells the part above that there are no more batches, for now."""

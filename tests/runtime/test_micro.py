@@ -94,7 +94,7 @@ def test_pieces_leave_as_they_come_and_the_head_sees_the_whole_batch() -> None:
     first, *others = micro.split(local, Upward(local.signature.stream((inputs,), {}), targets), 2)
     stages = stages_of(local)
     passed = _Log([])
-    run_batch(stages[:1], [first, *others], passed, outside=_Sink(passed, sent := []), micros=2)
+    run_batch(stages[:1], [first, *others], passed, outside=_Sink(passed, sent := []), microbatches=2)
     assert passed.events == ["send ABOVE", "send ABOVE", "backward", "update part", "update head"]
     assert [message.target is None for message in sent] == [False, True]
 
@@ -103,7 +103,7 @@ def test_pieces_leave_as_they_come_and_the_head_sees_the_whole_batch() -> None:
     assert head is not None
     handle = head.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
     log = _Log(sent[1:])
-    run_batch(stages[1:2], sent[:1], log, outside=log, micros=2)
+    run_batch(stages[1:2], sent[:1], log, outside=log, microbatches=2)
     handle.remove()
     assert log.events == [
         "send ABOVE", "receive BELOW", "send ABOVE", "backward", "update part", "update head"

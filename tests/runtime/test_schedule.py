@@ -39,9 +39,9 @@ class _Log(nn.Module):
         original = step.stage_step
 
         def recorded(
-            owner: Stage, updater: Any, scope: Scope, micros: int
+            owner: Stage, updater: Any, scope: Scope, microbatches: int
         ) -> Generator[Action, Message | None, StageReport]:
-            steps, message = original(owner, updater, scope, micros), None
+            steps, message = original(owner, updater, scope, microbatches), None
             while True:
                 try:
                     action = steps.send(message)
@@ -105,9 +105,9 @@ METHODS += [NWise(reach=n, gradient=g) for n in (1, 3, 4, 9) for g in ("furthest
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("parts", [1, 2, 4])
-@pytest.mark.parametrize("micros", [1, 3])
+@pytest.mark.parametrize("microbatches", [1, 3])
 def test_the_schedule_is_what_stages_do(
-    monkeypatch: pytest.MonkeyPatch, method: Method, parts: int, micros: int
+    monkeypatch: pytest.MonkeyPatch, method: Method, parts: int, microbatches: int
 ) -> None:
     torch.manual_seed(0)
     layers = [layer for _ in range(5) for layer in (nn.Linear(6, 6), nn.Tanh())]
@@ -116,9 +116,9 @@ def test_the_schedule_is_what_stages_do(
     )
     log = _Log(monkeypatch)
     batch = Upward(_stream(local, torch.randn(6, 6)), torch.tensor([0, 1, 2, 0, 1, 2]))
-    pieces = micro.split(local, batch, micros)
-    sequential.run_batch(sequential.stages_of(local), pieces, log, micros=micros)
-    planned = schedule(local.method, parts=parts, batches=1, microbatches=micros)
+    pieces = micro.split(local, batch, microbatches)
+    sequential.run_batch(sequential.stages_of(local), pieces, log, microbatches=microbatches)
+    planned = schedule(local.method, parts=parts, batches=1, microbatches=microbatches)
     expected = {number: [as_logged(job) for job in jobs] for number, jobs in enumerate(planned.jobs, 1)}
     for position in [i for i, what in enumerate(expected[1]) if what == ("forward",)][::-1]:
         expected[1].insert(position, ("receive", Side.BELOW, "activations"))  # the data, which no part sends
