@@ -72,7 +72,7 @@ class HeadOutput:
     target: Target | None = None
 
 
-class Gathers(Protocol):
+class AcrossReplicas(Protocol):
     """What a head can ask of the other replicas of its part, each of which has a batch of its own."""
 
     def __call__(self, *rows: Tensor) -> tuple[Tensor, ...]:
@@ -86,11 +86,11 @@ class Gathers(Protocol):
 class Head(nn.Module):
     """Auxiliary network of one part. Subclasses implement ``forward`` and, if they predict, ``predictor``.
 
-    ``gathers`` is there during a training step with several replicas, and None otherwise.
+    ``replicas`` is there during a training step with several replicas, and None otherwise.
     """
 
     site: HeadSite
-    gathers: Gathers | None = None
+    replicas: AcrossReplicas | None = None
 
     def __init__(self, site: HeadSite) -> None:
         super().__init__()

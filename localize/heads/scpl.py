@@ -91,7 +91,7 @@ class ContrastiveHead(Head):
     def __init__(self, site: HeadSite, options: SCPL) -> None:
         super().__init__(site)
         self.temperature, self.normalizer = options.temperature, options.normalizer
-        self.joint, self.gather = options.classifier == "joint", options.gather
+        self.joint, self.across_replicas = options.classifier == "joint", options.across_replicas
         self.reduce = PooledVector(
             site.hidden, MAX_FEATURES if options.pool == "auto" else None, options.token_pool
         )
@@ -104,9 +104,9 @@ class ContrastiveHead(Head):
 
     def forward(self, hidden: Tensor, target: Target) -> HeadOutput:
         embeddings, labels = self.projector(self.reduce(hidden)), target
-        if self.gather and self.gathers is not None:
+        if self.across_replicas and self.replicas is not None:
             _check_shapes(embeddings, labels)  # what does not fit is told before anyone waits for this replica
-            embeddings, labels = self.gathers(_widened(embeddings), labels)
+            embeddings, labels = self.replicas(_widened(embeddings), labels)
         loss = supervised_contrastive_loss(embeddings, labels, self.temperature, self.normalizer)
         # Not registered, site being no module: the classifier's weights belong to the part.
         classifier = self.site.classifier
@@ -137,8 +137,8 @@ class SCPL(Method):
         hidden, projection: widths of the mlp.
         token_pool: how tokens become a vector: ``mean``, the ``first`` (a class token), the ``last``; ``auto``: the
             final state where a recurrent layer made them, else the mean.
-        gather: with several replicas (``data_parallel``), whether samples are contrasted with those of all replicas'
-            batches, as one process would with one large batch; else each replica's with those of its own batch.
+        across_replicas: with several replicas (``data_parallel``), whether samples are contrasted with those of all
+            replicas' batches, as one process would with one large batch; else each replica's with those of its own.
     """
 
     temperature: float = 0.1
@@ -149,7 +149,7 @@ class SCPL(Method):
     hidden: int = 512
     projection: int = 1024
     token_pool: TokenPool = "auto"
-    gather: bool = False
+    across_replicas: bool = False
 
     name: ClassVar[str] = "scpl"
     summary: ClassVar[str] = "supervised contrastive loss on every part"

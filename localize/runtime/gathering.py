@@ -26,14 +26,14 @@ from localize.runtime.replicas import Replicas
 
 
 class Gathering:
-    """Implements ``heads.base.Gathers``."""
+    """Implements ``heads.base.AcrossReplicas``."""
 
     def __init__(self, replicas: Replicas) -> None:
         self.replicas = replicas
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *rows: Tensor) -> tuple[Tensor, ...]:
-        """See ``heads.base.Gathers``.
+        """See ``heads.base.AcrossReplicas``.
 
         Raises:
             MethodError: the tensors have different numbers of rows.
@@ -64,12 +64,12 @@ def gathering(heads: Iterable[Head | None], replicas: Replicas | None) -> Iterat
     shared = [head for head in heads if head is not None] if replicas is not None else []
     for head in shared:
         assert replicas is not None
-        head.gathers = Gathering(replicas)
+        head.replicas = Gathering(replicas)
     try:
         yield
     finally:
         for head in shared:
-            head.gathers = None
+            head.replicas = None
 
 
 class _Gathered(torch.autograd.Function):

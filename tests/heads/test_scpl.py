@@ -237,7 +237,7 @@ class Asked:
 
 
 def test_gathered_samples_are_contrasted_too():
-    head = SCPL(gather=True).build_head(make_site())
+    head = SCPL(across_replicas=True).build_head(make_site())
     apart = SCPL().build_head(make_site())
     apart.load_state_dict(head.state_dict())
     hidden, labels = torch.randn(5, 8), torch.tensor([0, 1, 0, 1, 2])
@@ -246,12 +246,12 @@ def test_gathered_samples_are_contrasted_too():
     others, theirs = torch.randn(3, 8), torch.tensor([2, 0, 1])
     with torch.no_grad():
         asked = Asked(head.projector(others), theirs)
-    head.gathers = apart.gathers = asked
+    head.replicas = apart.replicas = asked
     whole = apart(hidden, labels).loss
     assert not asked.own  # without the option, nobody is asked
     found = head(hidden, labels).loss
     assert not torch.allclose(found, whole)
-    apart.gathers = None
+    apart.replicas = None
     torch.testing.assert_close(found, apart(torch.cat([hidden, others]), torch.cat([labels, theirs])).loss)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         head(hidden, labels)
@@ -259,8 +259,8 @@ def test_gathered_samples_are_contrasted_too():
 
 
 def test_what_does_not_fit_is_told_before_others_are_asked():
-    head = SCPL(gather=True).build_head(make_site())
-    head.gathers = asked = Asked(None, None)
+    head = SCPL(across_replicas=True).build_head(make_site())
+    head.replicas = asked = Asked(None, None)
     with pytest.raises(MethodError, match=r"\(4, 1024\) and \(3,\)"):
         head(torch.randn(4, 8), torch.zeros(3).long())
     assert not asked.own

@@ -22,13 +22,13 @@ STEPS, EPOCHS, CLASSES = 3, 3, 4
 LAST = "6."  # the classifier
 
 
-def made(parts: int, gather: bool, projector: str = "mlp") -> LocalModel:
+def made(parts: int, across: bool, projector: str = "mlp") -> LocalModel:
     """Without batch norm and dropout, which would see the batches one by one."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, CLASSES)
     ).double()
-    method = SCPL(hidden=16, projection=8, projector=projector, gather=gather)
+    method = SCPL(hidden=16, projection=8, projector=projector, across_replicas=across)
     return to_local(model, torch.randn(4, 5, dtype=torch.float64), method=method, parts=parts, verify=False)
 
 
@@ -61,11 +61,11 @@ def like_one_batch(parts: int, sizes: list[int], projector: str = "mlp", **optio
     The classifier's loss is a mean of batches, which is that of the whole only where they are of one size.
     """
     replicas, data = len(sizes), batches(sizes)
-    local = made(parts, gather=True, projector=projector)
+    local = made(parts, across=True, projector=projector)
     flat = [b for step in data for b in step]
     rows = train(local, flat, executor="distributed", data_parallel=replicas, **options)
     if rank() == 0:
-        one = made(parts, gather=True, projector=projector)
+        one = made(parts, across=True, projector=projector)
         expected = train(one, [tuple(map(torch.cat, zip(*step, strict=True))) for step in data])
         found, wanted = weights_of(local), weights_of(one)
         alike = len(set(sizes)) == 1
@@ -75,24 +75,24 @@ def like_one_batch(parts: int, sizes: list[int], projector: str = "mlp", **optio
         for row, other in zip(rows, expected, strict=True):
             last = parts if alike else parts - 1
             torch.testing.assert_close(row["train_loss"][:last], other["train_loss"][:last], rtol=1e-10, atol=0)
-        before = weights_of(made(parts, gather=True, projector=projector))
+        before = weights_of(made(parts, across=True, projector=projector))
         assert not any(torch.equal(found[name], before[name]) for name in found)  # all of them were trained
-        apart = made(parts, gather=False, projector=projector)
+        apart = made(parts, across=False, projector=projector)
         train(apart, flat)
         assert not torch.allclose(weights_of(apart)["0.weight"], found["0.weight"], rtol=1e-4)
     return [rows, own(local, rank() % parts)]
 
 
-def alone(gather: bool) -> list[Any]:
+def alone(across: bool) -> list[Any]:
     """Two ranks with a part each, and no replicas."""
-    local = made(2, gather)
+    local = made(2, across)
     rows = train(local, [b for step in batches([6]) for b in step], executor="distributed")
     return [rows, own(local, rank())]
 
 
 def skips(where: int) -> list[Any]:
     """One replica's batch is not finite at the second step: no part of any replica follows it."""
-    local, data = made(2, gather=True), batches([6, 6])
+    local, data = made(2, across=True), batches([6, 6])
     data[1][where][0][3] = torch.nan
     rows = train(
         local, [b for step in data for b in step], executor="distributed", data_parallel=2, on_nonfinite="skip"
@@ -128,7 +128,7 @@ def broken(parts: int, replicas: int, on: int, how: str, back: bool, busy: int |
 
     ``busy`` is a rank that computes for long at that moment.
     """
-    local, data = made(parts, gather=True), batches([6] * replicas)
+    local, data = made(parts, across=True), batches([6] * replicas)
     head = local.heads[rank() % parts]
     assert head is not None
     original, steps = head.forward, 0

@@ -37,7 +37,7 @@ def test_replicas_learn_from_one_large_batch(
 
 def test_without_replicas_there_is_nobody_to_gather_from(several: Several) -> None:
     """The same bits as without the option."""
-    found, expected = (several.results(f"{CASES}alone", 2, gather=gather) for gather in (True, False))
+    found, expected = (several.results(f"{CASES}alone", 2, across=across) for across in (True, False))
     assert found == expected
 
 
