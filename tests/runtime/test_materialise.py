@@ -89,7 +89,7 @@ def test_every_layer_draws_numbers_of_its_own() -> None:
     values = [model.first.weight, model.bare.middle.weight, model.lower.weight, model.attention.in_proj_weight]
     bound = WIDTH**-0.5
     assert all(0.5 * bound < v.abs().max() <= max(bound, (6 / (4 * WIDTH)) ** 0.5) for v in values)
-    assert len({float(v.flatten()[0]) for v in values}) == len(values)
+    assert len({float(v.detach().flatten()[0]) for v in values}) == len(values)
     assert torch.equal(model.norm.running_var, torch.ones(WIDTH))
     assert torch.equal(model.attention.out_proj.bias, torch.zeros(WIDTH))  # which the layer above it sets
     assert model.bare.scale.min() > 0.5
