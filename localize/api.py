@@ -133,9 +133,10 @@ def load(
         model: the model to put the weights into; omitted, it is made from the source that ``plan.json`` names.
         loss: the loss it was converted with, where that was the user's own: code is not saved.
         appended: the modules of ``append_part``, in order, where the saved model has any.
-        device: where the model is put. ``"meta"``: the weights take no memory and are not read; ``Trainer`` reads those
-            that its process needs. Without ``model``, it is then built without memory too, where that comes to the
-            same: tables that no file has are computed, as always.
+        device: where the model is put. ``"meta"``: no weights are read now; ``Trainer`` reads, tensor by tensor, those
+            that its process needs. Without ``model``, the model is also built without memory, unless that could give
+            another model than a normal build (then it is built with memory first). Tensors that are in no file, such
+            as tables, are computed.
 
     Raises:
         CheckpointError: the folder is missing, truncated, of another model or of a newer version.

@@ -6,6 +6,9 @@
 The computation's stream copies what crosses into a staging buffer, which costs it a copy within the device, and goes
 on. All else happens on a lane, a stream beside it, and is waited for by the threads of ``links.py``. So what a part
 does to its tensors after they were sent, in place or by letting them go, cannot be seen at the other end.
+
+A header leaves when its payload can follow at once, and is checked before the payload's receive begins. A payload ends
+with a seal, which is looked at before the payload is handed out.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Carrier(Protocol):
     """One end of an edge. A thread of its own calls ``ready`` and ``send``, or ``receive``."""
 
     def pack(self, lines: Outline) -> Load:
-        """Copies of a message's tensors; the computation goes on."""
+        """Copies of a message's tensors, in one buffer of bytes; the computation goes on."""
 
     def ready(self, load: Load) -> Tensor:
         """Waits until the payload can leave; what ``send`` takes."""

@@ -90,7 +90,11 @@ def partial_of(folder: Path, step: int, share: Share) -> Path:
 
 
 def write(partial: Path, snapshot: Snapshot, packed: bytes, share: Share) -> None:
-    """Writes a share of a checkpoint, or nothing; ``packed`` is what ``pack`` made of ``snapshot.trainer``."""
+    """Writes a share of a checkpoint, or nothing; ``packed`` is what ``pack`` made of ``snapshot.trainer``.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written; see ``writing``.
+    """
     weights, optimizer, trainer = (partial / _shard(file, share) for file in (WEIGHTS, OPTIMIZER, TRAINER))
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -108,7 +112,14 @@ def write(partial: Path, snapshot: Snapshot, packed: bytes, share: Share) -> Non
 
 
 def commit(folder: Path, partial: Path, about: dict[str, Any]) -> Path:
-    """Makes a folder with all shares the latest checkpoint; the one before it is kept, older ones are removed."""
+    """Makes a folder with all shares the latest checkpoint; the one before it is kept, older ones are removed.
+
+    ``about`` goes into ``state.json``; its ``step`` names the folder, which is returned.
+
+    Raises:
+        CheckpointError: the name of the latest checkpoint cannot be read.
+        OSError: the folder cannot be written or renamed; see ``writing``.
+    """
     previous = _pointed_at(folder)
     try:
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}

@@ -42,7 +42,11 @@ def _holds_samples(hidden: TensorSpec, samples: int) -> bool:
 
 
 def split(local: LocalModel, batch: Upward, count: int) -> list[Upward]:
-    """A batch as micro-batches, at most ``count``, all but the last of one size. The first one has the target."""
+    """A batch as micro-batches, at most ``count``, all but the last of one size. The first one has the target.
+
+    Raises:
+        ConfigError: inputs are of different batch sizes.
+    """
     if count == 1:
         return [batch]
     axes = {

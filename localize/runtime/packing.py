@@ -36,6 +36,11 @@ class Packed:
 
 
 def describe(name: str, tensor: Tensor, where: str) -> Packed:
+    """What a header says of a tensor; ``where`` is for messages.
+
+    Raises:
+        WireError: it is sparse, quantized or on the meta device, and so cannot travel.
+    """
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         raise WireError(
             f"{where}: {name} is a {tensor.layout} tensor on {tensor.device}, which cannot travel."
@@ -78,6 +83,7 @@ def fill(payload: Tensor, packed: Sequence[Packed], tensors: Sequence[Tensor]) -
 
 
 def held(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of what is sent: axes of stride 0, which repeat one element, have size 1."""
     return shape if strides is None else tuple(1 if not s else n for n, s in zip(shape, strides, strict=True))
 
 
@@ -93,7 +99,11 @@ def once(tensor: Tensor, strides: tuple[int, ...] | None) -> Tensor:
 
 
 def plant(target: Any, leaves: list[tuple[str, Tensor]], where: str) -> Any:
-    """A target as JSON; its tensors go to ``leaves`` in order."""
+    """A target as JSON; its tensors go to ``leaves`` in order.
+
+    Raises:
+        WireError: it holds something else than tensors, numbers, text, None, tuples, lists and mappings.
+    """
     match target:
         case Tensor():
             leaves.append((f"target {len(leaves) + 1}", target))
@@ -121,6 +131,7 @@ def count(tree: Any) -> int:
 
 
 def harvest(tree: Any, leaves: Iterator[Tensor]) -> Any:
+    """The target that ``plant`` made ``tree`` of, with the tensors of ``leaves`` in order; mappings become dicts."""
     ((kind, content),) = tree.items()
     match kind:
         case "tensor":

@@ -236,7 +236,10 @@ class Team:
             if other[name] != everyone[0][name]
         ]
         if problems:
-            advice = "Every process has to be given the same model and options (for balance='time': cuts=)."
+            advice = (
+                "Every process has to be given the same model and options. With balance='time', convert once "
+                "(`localize convert … --balance time`) and train the artefact, or pass cuts=."
+            )
             raise PlacementError(problem_list("The ranks do not train the same", [*problems, advice]))
         # Those of the first replica are everyone's.
         values = [other["weights"] for other in everyone[: len(self.placement.ranges)]]

@@ -27,13 +27,16 @@ class Trainer:
             a part, and once a head where the method trains heads apart.
         head_optimizer: the same for heads, which then get optimizers of their own.
         scheduler: makes a learning-rate schedule from an optimizer; stepped once an epoch.
-        device: moves the model there; None leaves it where it is.
+        device: moves the model there; None leaves it where it is. ``cuda`` with ``distributed``: the GPU with the
+            process's local rank, modulo their number. Tensors on the meta device get values first: here with one
+            process, at ``fit`` (or ``evaluate``) with several.
         precision: ``fp32``, ``bf16`` or ``fp16``: autocast of forward passes, with loss scaling for ``fp16``.
         executor: ``sequential``: one process runs all parts. ``distributed``: under ``torchrun``, each process runs
             some of them (one, where there are as many as parts); every process makes the same calls. The first one
             reads data and shows progress; history and scores are the same on all.
-        seed: of data order, augmentation and dropout. Training is a function of it: nothing that the caller
-            draws at random before, between or after batches changes the result.
+        seed: of data order, augmentation and dropout, and of weights on the meta device that no artefact holds
+            (``reset_parameters()``, layer by layer). Training is a function of it: nothing that the caller draws at
+            random before, between or after batches changes the result.
         checkpoint_dir: where training state is written, so that ``fit(..., resume=True)`` can go on.
         log_dir: where ``history.jsonl`` and ``history.csv`` are kept up to date.
         clip_grad_norm: largest norm of the gradients of one optimizer's parameters.
@@ -69,7 +72,9 @@ class Trainer:
 
     Raises:
         ConfigError: options that make no sense, all of them at once.
-        PlacementError: the executor cannot run here.
+        PlacementError: the executor cannot run here, or nothing sets the values of tensors on the meta device (with
+            several processes, ``fit`` and ``evaluate`` say the latter).
+        CheckpointError: the file of the weights, which were not read yet, is gone or another one by now (likewise).
     """
 
     def __init__(
@@ -138,6 +143,7 @@ class Trainer:
         Raises:
             ConfigError: the loader is empty, or its batches have an unknown form.
             TaskError: a target does not fit the task.
+            PlacementError, CheckpointError, WireError: with several processes, as ``fit``.
         """
         with self._crew() as crew:
             return crew.evaluate(loader)
@@ -163,10 +169,14 @@ class Trainer:
         NumPy's random numbers, or on ``set_epoch``; a resumed epoch iterates over the batches already done.
 
         Raises:
-            ConfigError: an argument makes no sense, or the loader is empty.
+            ConfigError: an argument or ``LOCALIZE_TRANSPORT`` makes no sense, or the loader is empty.
             TaskError: a target does not fit the task.
             CheckpointError: the checkpoint is damaged or of another run, or cannot be written (one that a thread
-                writes: told at the next step, the next checkpoint or the end).
+                writes: told at the next step, the next checkpoint or the end). Or the file of weights that were not
+                read yet is gone or another one by now.
+            PlacementError: the ranks do not train the same, an earlier run of these processes failed, or tensors have
+                no values.
+            WireError: a message is not what was expected. ``Stopped``, a kind of it: another rank failed, and why.
             LocalizeError: a loss is not finite; the message names part, epoch and batch.
         """
         with self._crew() as crew:

@@ -31,6 +31,9 @@ class Wires:
         device: where this rank computes.
         step: the number, from 0, of the first training batch that will come.
         direct: whether payloads go from device to device.
+
+    Raises:
+        WireError: nccl cannot connect two ranks, or another rank failed meanwhile (with ``direct``).
     """
 
     def __init__(
