@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from localize.signature import tensors_of
 
 _PLAIN = (Tensor, nn.Parameter)
+# What torch says, beside NotImplementedError, where an operation needs values, or meets tensors that have some.
+_NO_VALUES = re.compile(
+    r"Tensor\.item\(\) cannot be called on meta tensors"
+    r"|cannot repeat_interleave a meta tensor without output_size"
+    r"|can't convert meta device type tensor to numpy"
+    r"|'lengths' argument should be a 1D CPU int64 tensor, but got 1D meta Long tensor"
+    r"|Tensor on device (meta is not on the expected device \w+(:\d+)?|\w+(:\d+)? is not on the expected device meta)!"
+    r"|Input and (parameter|hidden) tensors are not at the same device, found .*\bmeta\b"
+    r"|Expected all tensors to be on the same device, but .*\bmeta\b"
+)
 
 
 def replace_by(tensor: Tensor, values: Tensor) -> None:
@@ -34,6 +45,11 @@ def replace_by(tensor: Tensor, values: Tensor) -> None:
         gc.collect()  # a dry run's notes may be waiting for it
         torch.utils.swap_tensors(tensor, values)
     tensor.__dict__.update(attributes)
+
+
+def lacks_values(error: Exception) -> bool:
+    """Whether a computation on the meta device failed for want of values, and may be right with them."""
+    return isinstance(error, NotImplementedError) or _NO_VALUES.match(str(error)) is not None
 
 
 def empty_out(tensor: Tensor) -> None:

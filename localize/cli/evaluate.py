@@ -11,7 +11,7 @@ import typer
 from localize import Trainer
 from localize.cli import flags
 from localize.cli.exits import show_exits
-from localize.cli.loading import check_fits, open_artefact
+from localize.cli.loading import check_takes, open_artefact
 from localize.cli.output import Output
 from localize.data import load_data
 
@@ -34,7 +34,7 @@ def evaluate(
     out = Output.of(as_json, quiet)
     local = open_artefact(folder)
     chosen = load_data(data, data_dir, download)
-    check_fits(local, data, chosen)
+    check_takes(local, data, chosen)
     _, loader = chosen.loaders(batch_size)
     trainer = Trainer(local, optimizer=torch.optim.SGD, device=device)  # never stepped
     scores = trainer.evaluate(loader)

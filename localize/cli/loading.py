@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from localize import LocalModel, load
 from localize.data import Data
 from localize.errors import ConfigError, MethodError
-from localize.hollow import without_values
+from localize.hollow import lacks_values, without_values
 from localize.planfile import PLAN
 from localize.signature import to_device
 from localize.source import Source, read_source
@@ -46,7 +46,7 @@ def open_artefact(folder: str, device: str | None = None) -> LocalModel:
         raise MethodError(f"{error} A method of your own is known after `--import FILE`.") from error
 
 
-def check_fits(local: LocalModel, name: str, data: Data) -> None:
+def check_takes(local: LocalModel, name: str, data: Data) -> None:
     """Raises ``ConfigError`` where the model cannot take what a data set gives, before anything is trained."""
     inputs = data.example(_EXAMPLE_BATCH)
     hollow = any(parameter.is_meta for parameter in local.parameters())
@@ -57,8 +57,8 @@ def check_fits(local: LocalModel, name: str, data: Data) -> None:
         else:
             local.predict(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if hollow and "meta" in str(error).lower():
-            return  # it needs values, which are not here yet
+        if hollow and lacks_values(error):
+            return
         shapes = ", ".join(
             f"{tuple(t.shape)} {t.dtype}" for t in tree_leaves(inputs) if isinstance(t, Tensor)
         )

@@ -18,7 +18,7 @@ from localize.cli import training_flags as tf
 from localize.cli.building import Recipe, build, the_model
 from localize.cli.exits import show_exits
 from localize.cli.loading import (
-    check_fits,
+    check_takes,
     default_folder,
     is_artefact,
     open_artefact,
@@ -126,7 +126,7 @@ def train(
         local, folder = _open(Recipe.of(context), chosen, out)
         folder = output or folder
         writable_folder(folder, force)
-        check_fits(local, data, chosen)
+        check_takes(local, data, chosen)
         trainer = Trainer(local, **settings)
     _run(out, trainer, local, chosen.loaders(batch_size, seed, workers), epochs, resume, folder)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from localize.cli.loading import byte_size, cut_names, part_count, shaped
 from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.errors import ConfigError
+from localize.hollow import lacks_values
 from localize.spec import plain
 
 
@@ -97,3 +100,51 @@ def test_optimizers_take_their_options() -> None:
 )
 def test_json_is_always_valid(value: Any, expected: Any) -> None:
     assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+
+
+def meta(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(sizes, dtype=dtype, device="meta")
+
+
+IN_WANT_OF_VALUES: dict[str, Callable[[], object]] = {
+    "a number": lambda: meta().item(),
+    "a decision": lambda: bool(meta() > 0),
+    "a copy": lambda: meta(3).cpu(),
+    "a list": lambda: meta(3).tolist(),
+    "NumPy": lambda: meta(3).numpy(),
+    "a mask": lambda: meta(3)[meta(3) > 0],
+    "no kernel": lambda: meta(3).unique(),
+    "repeats": lambda: torch.repeat_interleave(meta(3), meta(3, dtype=torch.int64)),
+    "lengths": lambda: nn.utils.rnn.pack_padded_sequence(meta(3, 2, 4), meta(2, dtype=torch.int64)),
+    "a constant": lambda: torch.ones(3) + meta(3),
+    "a buffer": lambda: F.batch_norm(meta(2, 3), torch.zeros(3), torch.ones(3)),
+    "a layer": lambda: nn.LSTM(3, 4)(meta(2, 1, 3)),
+    "several devices": lambda: _raised("Expected all tensors to be on the same device, but found at least two devices, "
+                                       "meta and cpu!"),
+}  # fmt: skip
+
+
+def _raised(text: str) -> None:
+    raise RuntimeError(text)
+
+
+@pytest.mark.parametrize("call", IN_WANT_OF_VALUES.values(), ids=IN_WANT_OF_VALUES.keys())
+def test_what_only_values_can_tell_is_no_misfit(call: Callable[[], object]) -> None:
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        call()
+    assert lacks_values(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: nn.Linear(3, 2, device="meta")(meta(2, 5)),
+        lambda: nn.Conv2d(3, 2, 3, device="meta")(meta(2, 5, 8, 8)),
+        lambda: _raised("the metadata of this batch are not what the metaclass takes"),
+        lambda: _raised("expected 3 channels, got a tensor on meta"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_told_without_values(call: Callable[[], object]) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    assert not lacks_values(caught.value)
