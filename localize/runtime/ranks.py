@@ -218,6 +218,10 @@ class Session:
         self._ask(lambda: self._store.delete_key(f"gather/{self._gathered - 2}/{self.ranks.rank}"))
         return result
 
+    def wait_for_all(self) -> None:
+        """Until every rank is here. Errors: see ``gather``, among whose calls this counts."""
+        self.gather(None)
+
     def _wait(self, keys: list[str]) -> None:
         pause = 0.0005  # asked anew now and then: a wait of the store itself is not interrupted by a failure
         while not self._ask(lambda: self._store.check(keys)):

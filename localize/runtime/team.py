@@ -174,7 +174,8 @@ class Team:
         self.holdings.move(self.device)
         if self.replicas is not None:
             self.replicas.alike(self.holdings)
-        self.agreed(None)  # nobody writes a checkpoint before the folder is clean, or reads one that is being made
+        # Nobody writes a checkpoint before the folder is clean, or reads one that is being made.
+        self.session.wait_for_all()
         run = self._run = DistributedRun(self)
         if resume:
             run.resume()
@@ -198,7 +199,7 @@ class Team:
     def finish(self) -> None:
         if self._run is not None:
             self._run.saver.wait()
-        self.agreed(None)  # the last checkpoint is complete when all shares of it are
+        self.session.wait_for_all()  # the last checkpoint is complete when all shares of it are
         everywhere = self.options.gather == "all"
         if everywhere or (self.options.gather == "first" and self.placement.replica == 0):
             self.holdings.gather(everywhere)

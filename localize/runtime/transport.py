@@ -123,7 +123,7 @@ class Carriers:
     def close(self) -> None:
         """Waits until all ranks have received all: nobody is to break off a connection in use."""
         if self._direct:
-            self._session.gather(None)
+            self._session.wait_for_all()
 
     def abort(self) -> None:
         """Ends whatever waits for another rank's device."""
@@ -146,7 +146,7 @@ def _connected(
         _parent[:] = [session.ranks.group]
     missing = [edge for edge in edges if edge not in _groups]
     if missing:
-        session.gather(None)  # from now on nobody waits long
+        session.wait_for_all()  # from now on nobody waits long
     try:
         for edge in missing:
             _connect(session, device, edge)

@@ -128,7 +128,7 @@ def many_messages(device: str, count: int) -> int:
                     found += 1
                 del stream
         inbox.close()
-    session.gather(None)
+    session.wait_for_all()
     session.leave(failed=False)
     return found
 

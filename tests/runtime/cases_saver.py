@@ -80,7 +80,7 @@ def changed_after_saving(executor: str, folder: str) -> dict[str, Any]:
         held.go.set()
         run.saver.wait()
         if executor == "distributed":
-            run.team.session.gather(None)
+            run.team.session.wait_for_all()
         loaded = checkpoint.load(path)
         assert loaded is not None
         found.update(
