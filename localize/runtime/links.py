@@ -22,7 +22,7 @@ from torch import Tensor
 from localize.errors import WireError
 from localize.runtime.carriers import Carrier, Load
 from localize.runtime.causes import Cause
-from localize.runtime.ranks import Session
+from localize.runtime.ranks import POLL_S, Session
 from localize.runtime.wire import (
     HEADER_BYTES,
     Edge,
@@ -39,7 +39,6 @@ from localize.runtime.wire import (
 )
 
 WINDOW = 2
-_POLL_S = 0.25
 
 
 class Contract(Protocol):
@@ -95,7 +94,7 @@ class Outbox:
             WireError: the message cannot travel, or the neighbour is gone.
         """
         parcel = self._packed(envelope)
-        while not self._room.acquire(timeout=_POLL_S):
+        while not self._room.acquire(timeout=POLL_S):
             self._check()
         if self._error is not None:
             raise self.session.lost(self.peer, str(self.edge)) from self._error
@@ -112,7 +111,7 @@ class Outbox:
         self.put(Envelope(Kind.END, 0, self.edge))
         self._queue.put(None)
         while self._thread.is_alive():
-            self._thread.join(_POLL_S)
+            self._thread.join(POLL_S)
             self._check()
         if self._error is not None:
             raise self.session.lost(self.peer, str(self.edge)) from self._error
@@ -189,7 +188,7 @@ class Inbox:
         """
         while True:
             try:
-                found = self._queue.get(timeout=_POLL_S)
+                found = self._queue.get(timeout=POLL_S)
                 break
             except Empty:
                 self.session.check()

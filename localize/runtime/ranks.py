@@ -25,9 +25,9 @@ from torch.distributed.rendezvous import rendezvous
 from localize.errors import LocalizeError, PlacementError
 from localize.runtime.causes import Cause, Stopped
 
-_POLL_S = 0.25  # how often a waiting rank looks for a failure elsewhere
+POLL_S = 0.25  # how often a waiting rank looks for a failure elsewhere
 _GRACE_S = 2.0  # how long one whose neighbour is gone waits for that neighbour's reason
-_FOREVER = timedelta(days=30)  # a rank may wait long for data; that another one is gone it learns otherwise
+FOREVER = timedelta(days=30)  # a rank may wait long for data; that another one is gone it learns otherwise
 _START = timedelta(minutes=10)  # for all ranks to appear
 _ABORT = "abort"
 _LONGEST = 1000  # characters of a reason
@@ -93,7 +93,7 @@ def join() -> Ranks:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if expected() and not dist.is_initialized():
         _start_group()
-    group = dist.new_group(backend="gloo", timeout=_FOREVER)
+    group = dist.new_group(backend="gloo", timeout=FOREVER)
     assert isinstance(group, dist.ProcessGroup)
     store = dist.distributed_c10d._get_default_store()
     _joined = Ranks(dist.get_rank(), dist.get_world_size(), group, store)
@@ -158,7 +158,7 @@ class Session:
             cause = self._known_cause()
             if cause is not None:
                 return self.stopped(cause)
-            time.sleep(_POLL_S / 5)
+            time.sleep(POLL_S / 5)
         return self.stopped(self._blame(self._cause(rank, edge, "the process is gone.", gone=True)))
 
     def _cause(self, rank: int, edge: str | None, error: str, gone: bool = False) -> Cause:
@@ -192,12 +192,12 @@ class Session:
         """The last call of all. The process that keeps the store stays until the others need it no more."""
         keeps = self.ranks.first and not _launcher_keeps_store()
         if failed:
-            time.sleep(3 * _POLL_S if keeps and self.ranks.count > 1 else 0.0)
+            time.sleep(3 * POLL_S if keeps and self.ranks.count > 1 else 0.0)
             return
         gone = self.count("left")
         while keeps and gone < self.ranks.count:
             self.check()
-            time.sleep(_POLL_S / 50)
+            time.sleep(POLL_S / 50)
             gone = self._ask(lambda: self._store.add("count/left", 0))
 
     # ---------------------------------------------------------------- agreeing
@@ -232,7 +232,7 @@ class Session:
                     return
                 raise
             time.sleep(pause)
-            pause = min(pause * 1.5, _POLL_S / 10)
+            pause = min(pause * 1.5, POLL_S / 10)
 
     def count(self, name: str) -> int:
         """How many ranks have called this with ``name``, this one included."""
@@ -269,7 +269,7 @@ class Session:
         thread.start()
         end = math.inf if limit_s is None else time.monotonic() + limit_s
         while True:
-            thread.join(_POLL_S)
+            thread.join(POLL_S)
             if not thread.is_alive():
                 break
             self.check()

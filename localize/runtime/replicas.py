@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from functools import partial
 
 import torch
@@ -24,10 +23,8 @@ from torch import Tensor, nn
 from localize.errors import LocalizeError, WireError
 from localize.runtime.metrics import Tally
 from localize.runtime.placement import Holdings, Placement
-from localize.runtime.ranks import Session
+from localize.runtime.ranks import FOREVER, POLL_S, Session
 
-_FOREVER = timedelta(days=30)  # that another rank is gone is learnt otherwise
-_POLL_S = 0.25
 _ROLL_CALL_S = 3.0  # how long the others have to show that they are there, after a connection broke
 _groups: dict[tuple[int, int], dist.ProcessGroup] = {}
 
@@ -39,7 +36,7 @@ def join_replicas(placement: Placement) -> None:
         return
     for position in range(count):
         ranks = [replica * count + position for replica in range(replicas)]
-        group = dist.new_group(ranks, backend="gloo", timeout=_FOREVER)
+        group = dist.new_group(ranks, backend="gloo", timeout=FOREVER)
         if position == placement.rank:
             assert isinstance(group, dist.ProcessGroup)
             _groups[count, replicas] = group
@@ -141,12 +138,12 @@ class Replicas:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        thread.join(_POLL_S)
+        thread.join(POLL_S)
         if thread.is_alive():
             self._show()
         while thread.is_alive():
             self.session.check()
-            thread.join(_POLL_S)
+            thread.join(POLL_S)
         if errors:
             raise self._lost(errors[0]) from errors[0]
 
@@ -164,7 +161,7 @@ class Replicas:
         silent = self._silent()
         while len(silent) > 1 and time.monotonic() < end:
             self.session.check()
-            time.sleep(_POLL_S / 5)
+            time.sleep(POLL_S / 5)
             silent = self._silent()
         self.session.check()
         if len(silent) == 1:

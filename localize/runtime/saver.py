@@ -17,10 +17,10 @@ from pathlib import Path
 from localize.errors import CheckpointError, LocalizeError
 from localize.runtime import checkpoint
 from localize.runtime.checkpoint import WHOLE, Share
+from localize.runtime.ranks import POLL_S
 from localize.runtime.snapshot import Snapshot, copied
 
 PATIENCE_S = 60.0  # how long a run that failed waits for the checkpoint that is being written
-_POLL_S = 0.25
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +80,7 @@ class Saver:
     def wait(self) -> None:
         """Waits until nothing is being written; raises as ``check`` does, and what ``listen`` raises."""
         while self._thread is not None:
-            self._thread.join(_POLL_S)
+            self._thread.join(POLL_S)
             if self._thread.is_alive():
                 self.listen()
             else:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,13 +24,12 @@ from localize.runtime.carriers import LATE_S, Carrier, DeviceMemory, HostMemory
 from localize.runtime.contracts import messages_down
 from localize.runtime.lanes import CudaLane, Lane
 from localize.runtime.placement import Placement
-from localize.runtime.ranks import Session
+from localize.runtime.ranks import FOREVER, Session
 
 TRANSPORTS = ("auto", "gloo", "nccl")
 _VARIABLE = "LOCALIZE_TRANSPORT"
 _BACKEND = "nccl"
 _WATCHDOG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-_FOREVER = timedelta(days=30)  # that a rank is gone is learnt otherwise
 _ABORT_S = 10.0
 
 RankEdge = tuple[int, int]  # the rank that sends, the rank that receives
@@ -83,8 +82,16 @@ def rank_edges(placement: Placement, method: Method) -> list[RankEdge]:
 
 # ---------------------------------------------------------------------- groups
 
-_groups: dict[RankEdge, dist.ProcessGroup | None] = {}  # kept for the next run; None: of other ranks
-_parent: list[dist.ProcessGroup] = []  # whose members they connect
+
+@dataclass
+class _Made:
+    """The groups of two that this process has made, and keeps for the next run."""
+
+    parent: dist.ProcessGroup | None = None  # whose members they connect
+    groups: dict[RankEdge, dist.ProcessGroup | None] = field(default_factory=dict)  # None: of other ranks
+
+
+_made = _Made()
 
 
 class Carriers:
@@ -129,7 +136,7 @@ class Carriers:
         """Ends whatever waits for another rank's device."""
         groups, self._groups = self._groups, {}
         for edge in groups:
-            _groups.pop(edge, None)
+            _made.groups.pop(edge, None)
         _abort(groups.values())
 
 
@@ -141,19 +148,19 @@ def _connected(
     session: Session, device: torch.device, edges: list[RankEdge]
 ) -> dict[RankEdge, dist.ProcessGroup]:
     """This rank's groups, by edge; those of earlier runs are taken again."""
-    if _parent != [session.ranks.group]:
-        _groups.clear()
-        _parent[:] = [session.ranks.group]
-    missing = [edge for edge in edges if edge not in _groups]
+    if _made.parent is not session.ranks.group:
+        _made.groups.clear()
+        _made.parent = session.ranks.group
+    missing = [edge for edge in edges if edge not in _made.groups]
     if missing:
         session.wait_for_all()  # from now on nobody waits long
     try:
         for edge in missing:
             _connect(session, device, edge)
     except BaseException:
-        _abort([group for edge in missing if (group := _groups.pop(edge, None)) is not None])
+        _abort([group for edge in missing if (group := _made.groups.pop(edge, None)) is not None])
         raise
-    return {edge: group for edge in edges if (group := _groups[edge]) is not None}
+    return {edge: group for edge in edges if (group := _made.groups[edge]) is not None}
 
 
 def _connect(session: Session, device: torch.device, edge: RankEdge) -> None:
@@ -161,7 +168,7 @@ def _connect(session: Session, device: torch.device, edge: RankEdge) -> None:
 
     def attempt() -> Exception | None:
         try:
-            group = _groups[edge] = _new_group(edge, rank in edge)
+            group = _made.groups[edge] = _new_group(edge, rank in edge)
             if group is not None:
                 DeviceMemory(device, lane_on(device), group).greet(rank == edge[0])
         except Exception as error:
@@ -181,14 +188,14 @@ def _new_group(edge: RankEdge, member: bool) -> dist.ProcessGroup | None:
     options = None
     if _BACKEND == "nccl":
         options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-        options._timeout = _FOREVER
-        if not _groups:
+        options._timeout = FOREVER
+        if not _made.groups:
             atexit.register(_abort_at_exit)
     ours = _WATCHDOG not in os.environ
     if ours:  # else torch ends the process when a peer is gone, before anybody could say why
         os.environ[_WATCHDOG] = "0"
     try:
-        group: Any = dist.new_group(list(edge), timeout=_FOREVER, backend=_BACKEND, pg_options=options)
+        group: Any = dist.new_group(list(edge), timeout=FOREVER, backend=_BACKEND, pg_options=options)
     finally:
         if ours:
             del os.environ[_WATCHDOG]
@@ -212,6 +219,6 @@ def _abort_one(group: dist.ProcessGroup) -> None:
 
 def _abort_at_exit() -> None:
     """Nothing is on its way any more; torch complains of groups that are left."""
-    for group in _groups.values():
+    for group in _made.groups.values():
         if group is not None:
             _abort_one(group)

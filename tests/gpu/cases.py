@@ -43,7 +43,7 @@ def same_as_sequential(
     place, path = f"{device}:{cases.rank()}" if own_device else device, Path(folder)
     arguments: dict[str, Any] = {"model": "mixed", "method": method, "parts": 4, "epochs": 3, **options}
     many = cases.trained(executor="distributed", folder=path / "many", device=place, **arguments)
-    direct = sum(group is not None for group in transport._groups.values())
+    direct = sum(group is not None for group in transport._made.groups.values())
     if cases.rank() > 0:
         return [many[1], many[2], direct]
     one = cases.trained(executor="sequential", folder=path / "one", device=place, **arguments)

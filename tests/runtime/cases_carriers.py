@@ -89,7 +89,7 @@ def fails(**arguments: Any) -> dict[str, Any]:
     return {
         **(said or {}),
         "aborted": len(aborted),
-        "left": sum(g is not None for g in transport._groups.values()),
+        "left": sum(g is not None for g in transport._made.groups.values()),
     }
 
 
@@ -101,9 +101,9 @@ def twice(parts: int) -> list[int]:
         local, loader = cases.made("mixed", method, parts)
         trainer = helpers.trainer(local, executor="distributed", progress=False)
         trainer.fit(loader)
-        made.append(len(transport._groups))
+        made.append(len(transport._made.groups))
         trainer.evaluate(loader)
-        made.append(len(transport._groups))
+        made.append(len(transport._made.groups))
     return made
 
 

@@ -23,6 +23,7 @@ from localize.runtime.carriers import DeviceMemory, HostMemory
 from localize.runtime.links import Outbox
 from localize.runtime.messages import Upward
 from localize.runtime.placement import Placement
+from localize.runtime.ranks import FOREVER
 from localize.runtime.wire import Edge, Envelope, Header, Kind, Outline, decode, decode_header, outline
 from tests.runtime.cases_carriers import OneStream
 from tests.runtime.several import Several
@@ -334,6 +335,6 @@ def test_edges_of_all_replicas() -> None:
 @pytest.mark.skipif(not dist.is_nccl_available(), reason="torch without nccl")
 def test_options_of_nccl_are_as_torch_has_them() -> None:
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    options._timeout = transport._FOREVER
+    options._timeout = FOREVER
     assert options.is_high_priority_stream
-    assert options._timeout == transport._FOREVER
+    assert options._timeout == FOREVER
