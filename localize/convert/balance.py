@@ -37,7 +37,7 @@ class CostTable:
         """The costs that a function of the two candidates gives."""
         edges = range(candidates + 2)
         rows = [[cost(a, b) if a < b else math.inf for a in edges] for b in edges]
-        return cls(torch.tensor(rows, dtype=torch.float64))
+        return cls(torch.tensor(rows, dtype=torch.float64, device="cpu"))
 
     @property
     def candidates(self) -> int:
@@ -77,7 +77,7 @@ def best_partition(
     # maximum: (sum, maximum) pairs may be compared step by step, which (maximum, sum) pairs may not.
     table = costs.table.masked_fill(costs.table > lowest * (1 + slack), math.inf)
     forbidden = table.isinf()
-    weight = torch.tensor([0.0, *crossing, 0.0], dtype=torch.float64)
+    weight = torch.tensor([0.0, *crossing, 0.0], dtype=torch.float64, device="cpu")
     total, highest = _start(costs), _start(costs)
     came_from: list[list[int]] = []
     sums, maxima = torch.empty_like(table), torch.empty_like(table)
@@ -128,6 +128,6 @@ def _lowest_maximum(costs: CostTable, parts: int) -> float:
 
 def _start(costs: CostTable) -> Tensor:
     """By candidate, what has been spent before the first part: nothing at the start of the line."""
-    spent = torch.full((len(costs.table),), math.inf, dtype=torch.float64)
+    spent = torch.full((len(costs.table),), math.inf, dtype=torch.float64, device="cpu")
     spent[0] = 0.0
     return spent

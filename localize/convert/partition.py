@@ -88,11 +88,11 @@ class PartTable:
         segments = [nodes[a:b] for a, b in pairwise([0, *self._positions, len(nodes)])]
         frozen = frozen_parameters(self.traced)
         values = [self._value(cost_of(self.profile, segment, frozen)) for segment in segments]
-        sums = torch.tensor([0.0, *values], dtype=torch.float64).cumsum(0)
+        sums = torch.tensor([0.0, *values], dtype=torch.float64, device="cpu").cumsum(0)
         table = sums[:, None] - sums - self._shared(segments, frozen)
         for first, parts in ((True, table[:, :1]), (False, table[:, 1:])):
             heads = [0.0, *(self._value(self.head_cost(point, first)) for point in (*self.cut_points, None))]
-            parts += torch.tensor(heads, dtype=torch.float64)[:, None]
+            parts += torch.tensor(heads, dtype=torch.float64, device="cpu")[:, None]
         if self.heads_below:
             self._forbid_untrained(table)
         self.cost = CostTable(table)
@@ -108,7 +108,7 @@ class PartTable:
 
     def _shared(self, segments: Sequence[Sequence[str]], frozen: Set[str]) -> Tensor:
         """``[b, a]``: what the segments of the part from a to b count more than once."""
-        found = torch.zeros(len(segments) + 1, len(segments) + 1, dtype=torch.float64)
+        found = torch.zeros(len(segments) + 1, len(segments) + 1, dtype=torch.float64, device="cpu")
         if self.balance in ("flops", "time"):
             return found
         seen: dict[str | int, int] = {}  # parameter or storage → the last segment with it

@@ -93,6 +93,14 @@ class TooLarge(nn.Sequential):
         return super().forward(x.view(x.shape[0], -1))
 
 
+def test_the_device_that_tensors_are_made_on_by_default_is_the_users_business() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        local = to_local(model, torch.randn(4, 8), method="early_exit", parts=2)
+    assert local.plan.cuts == to_local(model, torch.randn(4, 8, device="meta"), method="early_exit", parts=2).plan.cuts
+    assert {p.device.type for p in local.parameters()} == {"meta"}
+
+
 def test_models_too_large_to_run_are_captured_without_data() -> None:
     torch.manual_seed(0)
     model = TooLarge(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
