@@ -54,8 +54,8 @@ class Run:
             optimizers,
             clip_grad_norm=options.clip_grad_norm,
             on_nonfinite=options.on_nonfinite,
-            # Freed and taken again each step, they cost a tenth of the time where an allocator gives memory back to
-            # the system (CPU); a caching one keeps it, and gradients then take the room of the largest part only.
+            # Freed and taken again each step, they cost time where an allocator gives memory back to the system (CPU);
+            # a caching one keeps it, and gradients then take the room of the largest part only.
             keep_grads=device.type == "cpu",
             scalers=by_optimizer,
         )
