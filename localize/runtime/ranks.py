@@ -32,6 +32,7 @@ _START = timedelta(minutes=10)  # for all ranks to appear
 _ABORT = "abort"
 _LONGEST = 1000  # characters of a reason
 T = TypeVar("T")
+Lost = Callable[[Exception], LocalizeError]
 
 
 @dataclass(frozen=True)
@@ -249,36 +250,41 @@ class Session:
 
     # ---------------------------------------------------------------- tensors
 
-    def call(self, function: Callable[[], T], other: int, limit_s: float | None = None) -> T:
-        """Runs what may wait long for rank ``other``, in a thread, and gives up where a rank fails.
+    def watched(
+        self, function: Callable[[], T], lost: Lost, waiting: Callable[[], Any] = lambda: None,
+        limit_s: float = math.inf,
+    ) -> T:  # fmt: skip
+        """Runs what may wait long for other ranks, in a thread, and gives up where a rank fails.
 
-        Where that may pass unnoticed, ``limit_s`` is after how long ``other`` is taken to be gone.
-
-        Raises:
-            Stopped: another rank failed meanwhile, or is gone.
+        ``lost`` makes the error to raise of one of ``function``, or of a ``TimeoutError`` after ``limit_s``.
+        ``waiting`` is called once if it takes long. Raises ``Stopped`` where another rank failed meanwhile.
         """
-        box: list[Any] = []
+        results, errors = list[T](), list[Exception]()
 
         def run() -> None:
             try:
-                box.append((function(), None))
+                results.append(function())
             except Exception as error:
-                box.append((None, error))
+                errors.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        end = math.inf if limit_s is None else time.monotonic() + limit_s
-        while True:
-            thread.join(POLL_S)
-            if not thread.is_alive():
-                break
+        end = time.monotonic() + limit_s
+        thread.join(POLL_S)
+        if thread.is_alive():
+            waiting()
+        while thread.is_alive():
             self.check()
             if time.monotonic() > end:
-                raise self.lost(other, None)
-        result, error = box[0]
-        if error is not None:
-            raise self.lost(other, None) from error
-        return result  # type: ignore[no-any-return]
+                raise lost(TimeoutError())
+            thread.join(POLL_S)
+        if errors:
+            raise lost(errors[0]) from errors[0]
+        return results[0]
+
+    def call(self, function: Callable[[], T], other: int, limit_s: float = math.inf) -> T:
+        """Runs what may wait long for rank ``other``, see ``watched``. Raises ``Stopped``, also where that is gone."""
+        return self.watched(function, lambda error: self.lost(other, None), limit_s=limit_s)
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
         """Hands a tensor to a rank that calls ``receive`` for it."""

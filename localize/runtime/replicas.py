@@ -11,7 +11,6 @@ a part counts in its forward pass (batch norm's statistics) stays its replica's 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -128,24 +127,7 @@ class Replicas:
             WireError: one of the others is gone, and it cannot be told which.
         """
         self._calls += 1
-        errors: list[Exception] = []
-
-        def run() -> None:
-            try:
-                function()
-            except Exception as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(POLL_S)
-        if thread.is_alive():
-            self._show()
-        while thread.is_alive():
-            self.session.check()
-            thread.join(POLL_S)
-        if errors:
-            raise self._lost(errors[0]) from errors[0]
+        self.session.watched(function, self._lost, waiting=self._show)
 
     def _show(self) -> None:
         """Lets the others know that this rank is there; see ``_silent``."""
