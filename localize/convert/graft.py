@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from localize.convert.flops import FlopCounter
 from localize.convert.restore import preserved
-from localize.convert.timing import Times, measure_head
+from localize.convert.timing import Times, measure_head, reason
 from localize.errors import MethodError
 from localize.heads.base import Head, HeadSite, Method
 from localize.hollow import HollowBuild
@@ -19,6 +20,7 @@ from localize.part import Part
 from localize.spec import Cost, TensorSpec
 from localize.task import Task
 
+_log = logging.getLogger(__name__)
 ALIKE = 0.1  # heads whose costs differ by so much, relative to the smaller, are timed once
 LARGEST = 2**30  # bytes of a head that is timed: planning must not need much more memory than the model
 
@@ -88,13 +90,15 @@ class HeadTiming:
 
         Runs on ``device``, as ``measure_head`` does.
         """
+        since = ""
         if self.device is not None and cost.param_bytes + cost.saved_bytes <= LARGEST:
             try:
                 return self._measured(method, site, self.device)
-            except Exception:  # no room, or no kernel for it: the method has taken the site before
-                pass
+            except Exception as error:  # no room, or no kernel for it: the method has taken the site before
+                _log.debug("The head on %s cannot be timed.", site.hidden, exc_info=True)
+                since = reason(error)
         share = cost.flops / max(self.model.flops, 1)
-        return Times(share * (self.model.forward_ms or 0.0), share * (self.model.backward_ms or 0.0))
+        return Times(share * (self.model.forward_ms or 0.0), share * (self.model.backward_ms or 0.0), since)
 
     def _measured(self, method: Method, site: HeadSite, device: torch.device) -> Times:
         with preserved(), torch.enable_grad():
@@ -117,6 +121,7 @@ class HeadCosts:
     logits: TensorSpec
     classifier: Callable[[Tensor], Any] | None = None
     timing: HeadTiming | None = None
+    estimated: dict[TensorSpec, str] = field(default_factory=dict)  # hidden states on which none could be timed: why
     _known: dict[tuple[TensorSpec, int, int], Cost] = field(default_factory=dict)
     _timed: list[tuple[HeadSite, Cost, Times]] = field(default_factory=list)
 
@@ -134,6 +139,8 @@ class HeadCosts:
             cost = _dry_run(self.method, site)
             if self.timing is not None:
                 times = self._times(self.timing, cost, site) if cost is not None else Times(0.0, 0.0)
+                if times.since:
+                    self.estimated[spec] = times.since
                 cost = replace(cost or Cost(), forward_ms=times.forward_ms, backward_ms=times.backward_ms)
             self._known[key] = cost or Cost()
         return self._known[key]
@@ -142,7 +149,7 @@ class HeadCosts:
         for other, known, times in self._timed:
             if other.is_last == site.is_last and _alike(other.hidden, known, site.hidden, cost):
                 share = cost.flops / known.flops if known.flops else 1.0
-                return Times(share * times.forward_ms, share * times.backward_ms)
+                return Times(share * times.forward_ms, share * times.backward_ms, times.since)
         times = timing.times(cost, self.method, site)
         self._timed.append((site, cost, times))
         return times

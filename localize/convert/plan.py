@@ -115,6 +115,11 @@ class Planner:
         """Where the last head reads the representation below the model's classifier."""
         return self.classifier[True] if self.method.splits_classifier else None
 
+    @property
+    def _last_hidden(self) -> TensorSpec:
+        """What the last head reads."""
+        return self._represented.spec if self._represented is not None else self.logits
+
     def head_cost(self, point: CutPoint | None, first: bool = False) -> Cost:
         """The cost of the method's head on a cut point, or on the last part (None).
 
@@ -127,7 +132,7 @@ class Planner:
         """
         if point is not None:
             return self.head_costs.of(point.spec, 1 if first else 2, 3)
-        last = self._represented.spec if self._represented is not None else self.logits
+        last = self._last_hidden
         return self.head_costs.of(last, 1, 1) if first else self.head_costs.of(last, 3, 3)
 
     def _exact_head(self, spec: TensorSpec, number: int, parts: int) -> Cost:
@@ -168,7 +173,13 @@ class Planner:
         plan = summary(
             self.traced, train, by_mode[True], self.method, self.balance, self.logits, self._exact_head
         )
-        return Planned(by_mode, replace(plan, notes=(*plan.notes, *notes)))
+        return Planned(by_mode, replace(plan, notes=(*plan.notes, *notes, *self._estimates(plan))))
+
+    def _estimates(self, plan: Plan) -> list[str]:
+        """Which of a plan's heads could not be timed."""
+        read = {self._last_hidden, *(boundary.spec for boundary in plan.boundaries)}
+        found = {spec: why for spec, why in self.head_costs.estimated.items() if spec in read}
+        return [f"head on {spec}: time estimated from FLOPs, since {why}" for spec, why in found.items()]
 
     def _usable(self, parts: int | str) -> Points:
         """The cut points that the model's tied parameters and the method leave."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +23,19 @@ TIMED_RUNS = 5
 SLOW_RUNS, SLOW_MS = 3, 100.0  # a head runs no more than so often once that took so long
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of a forward pass and of the backward pass that belongs to it."""
+    """Milliseconds of a forward pass and of the backward pass that belongs to it.
+
+    ``since`` says why they are an estimate; empty where they were measured.
+    """
 
     forward_ms: float
     backward_ms: float
+    since: str = ""
 
     @classmethod
     def median(cls, found: Sequence[Times]) -> Times:
@@ -48,18 +54,27 @@ def timed(call: Callable[[], T], on_gpu: bool) -> tuple[T, float]:
     return value, (time.perf_counter() - start) * 1e3
 
 
+def reason(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 # ---------------------------------------------------------------- nodes
 
 
 def measure(traced: TracedModel, training: bool) -> dict[str, Times]:
     """Median times of every node of one mode's graph over several real runs, after one to warm up.
 
-    A backward pass that cannot be run counts as twice the forward pass. The model, its gradients and all random
-    states are afterwards as they were.
+    A backward pass that cannot be run counts as twice the forward pass; where that goes for all of them, the model's
+    notes say so. The model, its gradients and all random states are afterwards as they were.
     """
     try:
         return _rounds(traced, training, with_backward=True)
-    except Exception:  # some layer must not run twice in one forward pass
+    except Exception as error:  # some layer must not run twice in one forward pass
+        _log.debug("Backward passes cannot be timed.", exc_info=True)
+        note = f"backward passes: times estimated as twice those of forward passes, since {reason(error)}"
+        if note not in traced.notes:
+            traced.notes.append(note)
         return _rounds(traced, training, with_backward=False)
 
 
@@ -119,6 +134,7 @@ class TimedRun(Run):
             with torch.enable_grad():
                 return call()
         except Exception:  # what cannot be run backward raises errors of many kinds
+            _log.debug("The backward pass of %s cannot be timed.", n.name, exc_info=True)
             self._failed.add(n.name)
             return None
 

@@ -278,6 +278,36 @@ def test_layers_that_remember_are_timed_forward_alone() -> None:
     once = Once(3, 1)
     traced = trace(nn.Sequential(Resets(once), once), (torch.randn(N, 6),), {})
     assert total(measure(traced, True)) == pytest.approx((3, 6))
+    assert not traced.notes
+
+
+class Reads(Resets):
+    """Must come right after the layer that it looks at."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layers[0].count % 2 == 0:
+            raise RuntimeError("called in between")
+        self.layers[0].count += 1
+        return nn.Linear.forward(self, x)
+
+
+class Counts(Takes):
+    count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return super().forward(x)
+
+
+def test_notes_tell_of_backward_passes_that_could_not_be_timed() -> None:
+    counts = Counts(3, 1)
+    traced = trace(nn.Sequential(counts, Reads(counts)), (torch.randn(N, 6),), {})
+    counts.count = 0
+    assert total(measure(traced, True)) == pytest.approx((3, 6))
+    counts.count = 0
+    measure(traced, True)
+    note = "backward passes: times estimated as twice those of forward passes, since RuntimeError: called in between"
+    assert [each for each in traced.notes if "estimated" in each] == [note]
 
 
 # ------------------------------------------------------------------------------------------ no trace left
@@ -368,6 +398,19 @@ def test_heads_that_are_not_timed_are_as_fast_for_their_flops_as_the_model(monke
     monkeypatch.setattr(graft, "LARGEST", 4 * (8 * 2 + 2))  # its weights alone
     large = head_costs(Slow(), HERE).of(spec, 1, 2)
     assert (large.forward_ms, large.backward_ms) == expected
+
+
+def test_a_plan_tells_which_of_its_heads_could_not_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(head: Head, device: torch.device) -> Times:
+        raise RuntimeError("no kernel\nand more")
+
+    model = nn.Sequential(Takes(1, 2), Takes(1, 2, 6, 5), Takes(1, 2, 5, 6))
+    plan = to_local(model, torch.randn(N, 6), method=Slow(), cuts=["0"], balance="time").plan
+    assert not [note for note in plan.notes if "estimated" in note]
+    monkeypatch.setattr(graft, "measure_head", fails)
+    plan = to_local(model, torch.randn(N, 6), method=Slow(), cuts=["0"], balance="time").plan
+    found = [note for note in plan.notes if "estimated" in note]
+    assert found == [f"head on {plan.boundaries[0].spec}: time estimated from FLOPs, since RuntimeError: no kernel"]
 
 
 def test_models_without_data_have_estimates_of_their_heads() -> None:
