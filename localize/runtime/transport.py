@@ -10,7 +10,7 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,6 @@ from localize.runtime.ranks import FOREVER, Session
 
 TRANSPORTS = ("auto", "gloo", "nccl")
 _VARIABLE = "LOCALIZE_TRANSPORT"
-_BACKEND = "nccl"
 _WATCHDOG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 _ABORT_S = 10.0
 
@@ -100,18 +99,26 @@ class Carriers:
     Args:
         session, device: this rank, and where it computes.
         edges: those along which payloads go from device to device; all ranks pass all of them. None: no edge.
+        backend: of the process groups that carry payloads from device to device.
+        lane: makes what copies beside the computation.
 
     Raises:
-        WireError: nccl cannot connect two ranks, or another rank failed meanwhile.
+        WireError: the backend cannot connect two ranks, or another rank failed meanwhile.
     """
 
     def __init__(
-        self, session: Session, device: torch.device, edges: Iterable[RankEdge] | None = None
+        self,
+        session: Session,
+        device: torch.device,
+        edges: Iterable[RankEdge] | None = None,
+        backend: str = "nccl",
+        lane: Callable[[torch.device], Lane] = CudaLane,
     ) -> None:
         if device.type == "cuda" and device.index is None:  # in the threads of links another one may be current
             device = torch.device("cuda", torch.cuda.current_device())
         self._session, self._device, self._direct = session, device, edges is not None
-        self._groups = _connected(session, device, list(edges or ()))
+        self._backend, self._lane = backend, lane
+        self._groups = self._connected(list(edges or ()))
 
     def towards(self, peer: int) -> Carrier | None:
         """What carries payloads from here to another rank; None where the CPU computes."""
@@ -124,8 +131,8 @@ class Carriers:
     def _of(self, edge: RankEdge) -> Carrier | None:
         group = self._groups.get(edge)
         if group is not None:
-            return DeviceMemory(self._device, lane_on(self._device), group)
-        return HostMemory(self._device, lane_on(self._device)) if self._device.type == "cuda" else None
+            return DeviceMemory(self._device, self._lane(self._device), group)
+        return HostMemory(self._device, self._lane(self._device)) if self._device.type == "cuda" else None
 
     def close(self) -> None:
         """Waits until all ranks have received all: nobody is to break off a connection in use."""
@@ -139,54 +146,46 @@ class Carriers:
             _made.groups.pop(edge, None)
         _abort(groups.values())
 
-
-def lane_on(device: torch.device) -> Lane:
-    return CudaLane(device)
-
-
-def _connected(
-    session: Session, device: torch.device, edges: list[RankEdge]
-) -> dict[RankEdge, dist.ProcessGroup]:
-    """This rank's groups, by edge; those of earlier runs are taken again."""
-    if _made.parent is not session.ranks.group:
-        _made.groups.clear()
-        _made.parent = session.ranks.group
-    missing = [edge for edge in edges if edge not in _made.groups]
-    if missing:
-        session.wait_for_all()  # from now on nobody waits long
-    try:
-        for edge in missing:
-            _connect(session, device, edge)
-    except BaseException:
-        _abort([group for edge in missing if (group := _made.groups.pop(edge, None)) is not None])
-        raise
-    return {edge: group for edge in edges if (group := _made.groups[edge]) is not None}
-
-
-def _connect(session: Session, device: torch.device, edge: RankEdge) -> None:
-    rank = session.ranks.rank
-
-    def attempt() -> Exception | None:
+    def _connected(self, edges: list[RankEdge]) -> dict[RankEdge, dist.ProcessGroup]:
+        """This rank's groups, by edge; those of earlier runs are taken again."""
+        if _made.parent is not self._session.ranks.group:
+            _made.groups.clear()
+            _made.parent = self._session.ranks.group
+        missing = [edge for edge in edges if edge not in _made.groups]
+        if missing:
+            self._session.wait_for_all()  # from now on nobody waits long
         try:
-            group = _made.groups[edge] = _new_group(edge, rank in edge)
-            if group is not None:
-                DeviceMemory(device, lane_on(device), group).greet(rank == edge[0])
-        except Exception as error:
-            return error
-        return None
+            for edge in missing:
+                self._connect(edge)
+        except BaseException:
+            _abort([group for edge in missing if (group := _made.groups.pop(edge, None)) is not None])
+            raise
+        return {edge: group for edge in edges if (group := _made.groups[edge]) is not None}
 
-    problem = session.call(attempt, edge[rank == edge[0]], LATE_S)
-    if problem is not None:
-        raise WireError(
-            f"{_BACKEND} cannot connect rank {edge[0]} and rank {edge[1]}: {problem}. With {_VARIABLE}=gloo, "
-            "messages go through host memory."
-        ) from problem
+    def _connect(self, edge: RankEdge) -> None:
+        rank = self._session.ranks.rank
+
+        def attempt() -> Exception | None:
+            try:
+                group = _made.groups[edge] = _new_group(edge, rank in edge, self._backend)
+                if group is not None:
+                    DeviceMemory(self._device, self._lane(self._device), group).greet(rank == edge[0])
+            except Exception as error:
+                return error
+            return None
+
+        problem = self._session.call(attempt, edge[rank == edge[0]], LATE_S)
+        if problem is not None:
+            raise WireError(
+                f"{self._backend} cannot connect rank {edge[0]} and rank {edge[1]}: {problem}. With "
+                f"{_VARIABLE}=gloo, messages go through host memory."
+            ) from problem
 
 
-def _new_group(edge: RankEdge, member: bool) -> dist.ProcessGroup | None:
+def _new_group(edge: RankEdge, member: bool, backend: str) -> dist.ProcessGroup | None:
     """Makes a group of two; all ranks call this, in the same order."""
     options = None
-    if _BACKEND == "nccl":
+    if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
         options._timeout = FOREVER
         if not _made.groups:
@@ -195,7 +194,7 @@ def _new_group(edge: RankEdge, member: bool) -> dist.ProcessGroup | None:
     if ours:  # else torch ends the process when a peer is gone, before anybody could say why
         os.environ[_WATCHDOG] = "0"
     try:
-        group: Any = dist.new_group(list(edge), timeout=FOREVER, backend=_BACKEND, pg_options=options)
+        group: Any = dist.new_group(list(edge), timeout=FOREVER, backend=backend, pg_options=options)
     finally:
         if ours:
             del os.environ[_WATCHDOG]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from localize.runtime import carriers, links, transport
+from localize.runtime import carriers, links, transport, wires
 from localize.runtime.carriers import DeviceMemory, HostMemory
 from localize.runtime.messages import Upward
 from localize.runtime.wire import Envelope, Kind, Outline, outline
@@ -48,15 +48,16 @@ class OneStream:
 def install(kind: str, counts: dict[str, int] | None = None) -> None:
     """Makes this rank's wires use a carrier, as on GPUs: ``host``, or ``device`` with groups of gloo for nccl's."""
     made = {} if counts is None else counts
-    transport.lane_on = lambda device: OneStream()  # type: ignore[assignment]
-    transport._BACKEND = "gloo"
+    wires.Carriers = partial(  # type: ignore[assignment,misc]
+        transport.Carriers, backend="gloo", lane=lambda device: OneStream()
+    )
     if kind == "device":
         transport.direct = lambda seats: True  # type: ignore[assignment]
         original = transport._new_group
 
-        def counted(edge: transport.RankEdge, member: bool) -> Any:
+        def counted(edge: transport.RankEdge, member: bool, backend: str) -> Any:
             made["groups"] = made.get("groups", 0) + 1
-            return original(edge, member)
+            return original(edge, member, backend)
 
         transport._new_group = counted  # type: ignore[assignment]
     else:
