@@ -31,30 +31,25 @@ class Shard:
 
     def __init__(self, loader: Iterable[Any], index: int, count: int) -> None:
         self.loader, self.index, self.count = loader, index, count
-        self._chosen: _Chosen | None = None
+        self._picker = _Every(loader, index, count)
         if isinstance(loader, DataLoader) and _reads_by_index(loader):
-            self._chosen = _Chosen(_sampler_of(loader)[1], index, count)
+            self._picker = _Chosen(_sampler_of(loader)[1], index, count)
         self._workers: Any = None  # those that persist from one epoch to the next
 
     def __iter__(self) -> Iterator[Any]:
-        if self._chosen is None:
-            every = _Every(self.loader, self.index, self.count)
-            yield from every
-        else:
-            every = self._chosen
-            yield from self._loaded(every)
-        if every.seen < self.count:
+        yield from self._loaded() if isinstance(self._picker, _Chosen) else self._picker
+        if self._picker.seen < self.count:
             raise ConfigError(
-                f"The loader yields {every.seen} batches, and data_parallel={self.count} takes that many for one step; "
-                "make batches smaller, or data_parallel."
+                f"The loader yields {self._picker.seen} batches, and data_parallel={self.count} takes that many for one "
+                "step; make batches smaller, or data_parallel."
             )
 
-    def _loaded(self, chosen: _Chosen) -> Iterator[Any]:
+    def _loaded(self) -> Iterator[Any]:
         assert isinstance(self.loader, DataLoader)
         own = copy.copy(self.loader)
         own.worker_init_fn = partial(_begin, self.index, self.loader.worker_init_fn)
         # A loader lets nobody set its samplers, since its other attributes may not fit them. These do.
-        vars(own).update({_sampler_of(own)[0]: chosen, "_iterator": self._workers})
+        vars(own).update({_sampler_of(own)[0]: self._picker, "_iterator": self._workers})
         yield from own
         self._workers = own._iterator
 
