@@ -31,7 +31,7 @@ class Upwards:
         edge: from the part below to the part that receives.
         names: the values that cross, by mode (True for train).
         step: the number, from 0, of the first training batch.
-        primary: name and spec of the value that the head below reads, by mode, where known.
+        primary: name and spec of the value that the head below reads, where known: one for both modes.
     """
 
     edge: Edge
@@ -119,7 +119,7 @@ class Downwards:
 
 
 def messages_down(method: Method, number: int, parts: int) -> list[Type]:
-    """What part ``number`` hands down in one training batch, in order."""
+    """What part ``number`` hands down in one training batch, in order: gradients (RELAY) once for each micro-batch."""
     down = {flow.down for flow in flows(method, number, parts) if flow.down is not None}
     return [Type.FEEDBACK] * (method.feedback == "loss") + [Type.RELAY] * len(down)
 

@@ -18,6 +18,7 @@ from localize.runtime.placement import Placement
 from localize.runtime.ranks import Session
 from localize.runtime.transport import Carriers, rank_edges
 from localize.runtime.wire import Edge, Envelope, Kind, place
+from localize.spec import TensorSpec
 
 _UP, _DOWN = 2, 3  # tags
 
@@ -133,7 +134,7 @@ class Wires:
         self._carriers.abort()
 
 
-def _primary(local: LocalModel, number: int) -> Any:
+def _primary(local: LocalModel, number: int) -> tuple[str, TensorSpec] | None:
     """Name and spec of what the head below part ``number`` reads, where the plan has them."""
     boundary = next((b for b in local.plan.boundaries if b.number == number - 1), None)
     return None if boundary is None else (boundary.primary, boundary.spec)
