@@ -63,26 +63,62 @@ class Seeded:
             generator.set_state(state)
 
 
-@contextmanager
-def ambient(used: Sequence[torch.Generator], seed: int, epoch: int) -> Iterator[None]:
-    """Everything that data loading may draw from, seeded for one epoch and put back afterwards.
+class Streams:
+    """Where all that data loading may draw from has come to.
 
-    That is torch's default generators, Python's ``random`` and, where it is loaded, NumPy's global one.
+    That is torch's default generators (of the CPU, unless ``used`` says which), Python's ``random`` and, where it is
+    loaded, NumPy's global one.
     """
-    number = derive(seed, epoch)
-    numpy: Any = sys.modules.get("numpy")
-    python_before = random.getstate()
-    numpy_before = numpy.random.get_state() if numpy is not None else None
+
+    def __init__(self, used: Sequence[torch.Generator] = (torch.default_generator,)) -> None:
+        numpy: Any = sys.modules.get("numpy")
+        self._used = used
+        self._states = (
+            [generator.get_state() for generator in used],
+            random.getstate(),
+            numpy.random.get_state() if numpy is not None else None,
+        )
+
+    def put(self) -> None:
+        """Goes on from here."""
+        states, python_state, numpy_state = self._states
+        for generator, state in zip(self._used, states, strict=True):
+            generator.set_state(state)
+        random.setstate(python_state)
+        if numpy_state is not None:
+            sys.modules["numpy"].random.set_state(numpy_state)
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """A context that draws from here, and goes on from where the last one ended."""
+        before = Streams(self._used)
+        self.put()
+        try:
+            yield
+        finally:
+            self._states = Streams(self._used)._states
+            before.put()
+
+
+def seed_all(number: int, used: Sequence[torch.Generator] = (torch.default_generator,)) -> None:
+    """Seeds what ``Streams`` looks at."""
+    for generator in used:
+        generator.manual_seed(number)
     random.seed(number)
+    numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(number % _NUMPY_SEEDS)
+
+
+@contextmanager
+def ambient(used: Sequence[torch.Generator], seed: int, epoch: int) -> Iterator[None]:
+    """All that ``Streams`` looks at, seeded for one epoch and put back afterwards."""
+    before = Streams(used)
     try:
-        with Seeded(used, number):
-            yield
+        seed_all(derive(seed, epoch), used)
+        yield
     finally:
-        random.setstate(python_before)
-        if numpy is not None:
-            numpy.random.set_state(numpy_before)
+        before.put()
 
 
 def aim(loader: Any, seed: int, epoch: int) -> None:

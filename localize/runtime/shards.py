@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import random
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from localize.errors import ConfigError
-from localize.runtime.seeding import derive
+from localize.runtime.seeding import Streams, derive, seed_all
 
 _OWN_WAY = ("__iter__", "_get_iterator", "_index_sampler")  # a loader that overrides these reads in a way of its own
 
@@ -40,8 +37,8 @@ class Shard:
         yield from self._loaded() if isinstance(self._picker, _Chosen) else self._picker
         if self._picker.seen < self.count:
             raise ConfigError(
-                f"The loader yields {self._picker.seen} batches, and data_parallel={self.count} takes that many for one "
-                "step; make batches smaller, or data_parallel."
+                f"The loader yields {self._picker.seen} batches, and data_parallel={self.count} takes that many for "
+                "one step; make batches smaller, or data_parallel."
             )
 
     def _loaded(self) -> Iterator[Any]:
@@ -90,8 +87,8 @@ class _Chosen(_Every):
         return len(self.items) // self.count  # type: ignore[arg-type]
 
     def _apart(self, items: Iterator[Any]) -> Iterator[Any]:
-        streams = _Streams()
-        _seed(derive(int(torch.empty((), dtype=torch.int64).random_()), self.index))
+        streams = Streams()
+        seed_all(derive(int(torch.empty((), dtype=torch.int64).random_()), self.index))
         while True:
             with streams.instead():
                 try:
@@ -101,44 +98,10 @@ class _Chosen(_Every):
             yield item
 
 
-class _Streams:
-    """Where the default streams of random numbers are: torch's, Python's and, where it is loaded, NumPy's."""
-
-    def __init__(self) -> None:
-        numpy: Any = sys.modules.get("numpy")
-        self._states = (torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state())
-
-    def _put(self) -> None:
-        torch_state, python_state, numpy_state = self._states
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        if numpy_state is not None:
-            sys.modules["numpy"].random.set_state(numpy_state)
-
-    @contextmanager
-    def instead(self) -> Iterator[None]:
-        """A context that draws from here, and goes on from where the last one ended."""
-        before = _Streams()
-        self._put()
-        try:
-            yield
-        finally:
-            self._states = _Streams()._states
-            before._put()
-
-
-def _seed(number: int) -> None:
-    torch.default_generator.manual_seed(number)
-    random.seed(number)
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(number % 2**32)
-
-
 def _begin(index: int, then: Any, worker: int) -> None:
     """What a worker process begins with."""
     number = derive(torch.initial_seed(), index)
-    _seed(number)
+    seed_all(number)
     object.__setattr__(get_worker_info(), "seed", number)  # nobody may set it otherwise
     if then is not None:
         then(worker)
