@@ -96,6 +96,9 @@ class Downwards:
         """Raises ``WireError`` where a header is not the next one."""
         if header.kind is not Kind.DATA:
             return
+        if not self.types:
+            found = f"expected nothing but the end, found {header.type.name.lower()}"
+            raise WireError(problem_list(place(header.step, self.edge), [found]))
         pieces = self.sent.get(header.step) or [{}]
         messages = [(each, i) for each in self.types for i in reversed(range(len(pieces) if each is Type.RELAY else 1))]
         wanted, piece = messages[self._count]

@@ -224,8 +224,13 @@ class Inbox:
             self._room.acquire()
             try:
                 header, payload = receive(self._receive, self.contract, self._carrier)
+            except WireError as error:
+                self._queue.put(error)
+                return
             except Exception as error:
                 self._queue.put(error)
+                # Told to all at once: this rank may be waiting for something else, or for nobody.
+                self.session.lost(self.peer, str(self.contract.edge))
                 return
             self._queue.put((header, payload))
             kind = header.kind

@@ -59,16 +59,16 @@ class Wires:
             names = crossing_into(cast(Part, local.parts[first - 1]))
             expected = Upwards(Edge(first - 1, first), names, step, _primary(local, first))
             self._inboxes[Side.BELOW] = Inbox(session, expected, rank - 1, _UP, device, carrier=of(rank - 1))
-            if messages_down(local.method, first, total):
-                self._outboxes[Side.BELOW] = Outbox(
-                    session, Edge(first, first - 1), rank - 1, _DOWN, carrier=to(rank - 1)
-                )
+            carrier = to(rank - 1) if messages_down(local.method, first, total) else None
+            self._outboxes[Side.BELOW] = Outbox(session, Edge(first, first - 1), rank - 1, _DOWN, carrier=carrier)
         if last < total:
             self._outboxes[Side.ABOVE] = Outbox(session, Edge(last, last + 1), rank + 1, _UP, carrier=to(rank + 1))
+            # Where nothing comes down but the end, too: that the rank above is gone shows on this edge.
             types = messages_down(local.method, last + 1, total)
-            if types:
-                self._sent = Downwards(Edge(last + 1, last), types, step)
-                self._inboxes[Side.ABOVE] = Inbox(session, self._sent, rank + 1, _DOWN, device, carrier=of(rank + 1))
+            expected_down = Downwards(Edge(last + 1, last), types, step)
+            carrier = of(rank + 1) if types else None
+            self._inboxes[Side.ABOVE] = Inbox(session, expected_down, rank + 1, _DOWN, device, carrier=carrier)
+            self._sent = expected_down if types else None
 
     # ---------------------------------------------------------------- within a batch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -231,7 +232,9 @@ def fails(
 
     def misbehave(step: int, reports: object) -> None:
         if step == at and rank() == on:
-            if how == "kill":
+            if how == "kill later":
+                time.sleep(1.0)  # by now all others are done with the epoch
+            if how.startswith("kill"):
                 os.kill(os.getpid(), signal.SIGKILL)
             raise helpers.Interruption("something broke")
 

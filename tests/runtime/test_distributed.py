@@ -141,6 +141,20 @@ def test_all_stop_when_one_fails_and_say_which(several: Several, method: str, on
         assert answer["seconds"] < 20
 
 
+@pytest.mark.parametrize("on", [1, 2])
+def test_a_rank_above_that_vanishes_is_noticed_by_those_that_wait_for_no_message(several: Several, on: int) -> None:
+    """Nothing comes down an edge with a reach of 1, and the ranks below, done with the epoch, waited for ever."""
+    found = several.run(f"{CASES}fails", 3, method="early_exit", parts=3, at=7, on=on, how="kill later")
+    for rank, answer in enumerate(found):
+        if rank == on:
+            assert answer["status"] == -9
+            continue
+        assert answer["result"]["kind"] == "Stopped", answer
+        assert f"because of rank {on} (part {on + 1} of 3)" in answer["result"]["text"]
+        assert "the process is gone" in answer["result"]["text"]
+        assert answer["seconds"] < 20
+
+
 def test_processes_of_a_failed_run_are_not_used_again(several: Several) -> None:
     """Threads of the failed run would take the messages of the next one: it waited forever."""
     how = {"method": "early_exit", "parts": 2, "at": 3, "on": 1, "how": "raise"}
