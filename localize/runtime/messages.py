@@ -64,9 +64,10 @@ class Receive:
 
 @dataclass(frozen=True)
 class Begin:
-    """A stage tells what it does next."""
+    """A stage tells what it does next, and with which micro-batch (from 1), where there are several."""
 
     work: Literal["forward", "head", "backward"]
+    micro: int | None = None
 
 
 Action = Send | Receive | Begin

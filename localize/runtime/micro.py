@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import math
-
 from localize.errors import ConfigError, problem_list
 from localize.model import LocalModel
 from localize.part import Stream
@@ -42,7 +40,9 @@ def _holds_samples(hidden: TensorSpec, samples: int) -> bool:
 
 
 def split(local: LocalModel, batch: Upward, count: int) -> list[Upward]:
-    """A batch as micro-batches, at most ``count``, all but the last of one size. The first one has the target.
+    """A batch as ``count`` micro-batches, fewer where it has fewer samples; the first one has the target.
+
+    Sizes differ by one at most: batch norm makes nothing of a single sample.
 
     Raises:
         ConfigError: inputs are of different batch sizes.
@@ -56,14 +56,14 @@ def split(local: LocalModel, batch: Upward, count: int) -> list[Upward]:
     }
     samples = {name: batch.stream[name].shape[axis] for name, axis in axes.items()}
     if len(set(samples.values())) != 1:
-        raise ConfigError(f"The inputs are of different batch sizes, {samples}; no micro-batches can be made of them.")
-    total = next(iter(samples.values()))
-    size = max(1, math.ceil(total / count))
-    pieces = []
-    for start in range(0, max(total, 1), size):
-        stream: Stream = {
-            name: value.narrow(axes[name], start, min(size, total - start)) if name in axes else value
-            for name, value in batch.stream.items()
-        }
-        pieces.append(Upward(stream, batch.target if start == 0 else None))
-    return pieces
+        raise ConfigError(
+            f"The inputs are of different batch sizes, {samples}; no micro-batches can be made of them. "
+            "Where one of them holds no samples (a mask, say), convert with an example of another batch size, which "
+            "tells such inputs apart."
+        )
+    count = max(1, min(count, next(iter(samples.values()))))
+    cut = {name: value.tensor_split(count, axes[name]) for name, value in batch.stream.items() if name in axes}
+    streams: list[Stream] = [
+        {name: cut[name][i] if name in cut else value for name, value in batch.stream.items()} for i in range(count)
+    ]
+    return [Upward(stream, None if i else batch.target) for i, stream in enumerate(streams)]

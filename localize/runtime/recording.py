@@ -32,16 +32,16 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._gpu = device if device.type == "cuda" else None
         self.batch = 0  # from 1
-        self._intervals: list[tuple[int, int, Kind, float, float, str]] = []
-        self._open: tuple[int, Kind, float, str] | None = None
+        self._intervals: list[tuple[int, int, Kind, float, float, str, int | None]] = []
+        self._open: tuple[int, Kind, int | None, float, str] | None = None
         self._offset = time.time() - time.perf_counter()
 
-    def begin(self, part: int, kind: Kind, waits_for: str = "") -> None:
+    def begin(self, part: int, kind: Kind, waits_for: str = "", micro: int | None = None) -> None:
         """From now on, part ``part`` does this, unless that is what it does already."""
-        if self._open is not None and self._open[:2] == (part, kind):
+        if self._open is not None and self._open[:3] == (part, kind, micro):
             return
         now = self._close()
-        self._open = (part, kind, now, waits_for)
+        self._open = (part, kind, micro, now, waits_for)
 
     def end(self) -> None:
         """From now on, nothing is done."""
@@ -52,8 +52,8 @@ class Recorder:
             torch.cuda.synchronize(self._gpu)
         now = time.perf_counter() + self._offset
         if self._open is not None and len(self._intervals) < _MOST:
-            part, kind, start, waits_for = self._open
-            self._intervals.append((part, self.batch, kind, start, now, waits_for))
+            part, kind, micro, start, waits_for = self._open
+            self._intervals.append((part, self.batch, kind, start, now, waits_for, micro))
         self._open = None
         return now
 
@@ -61,7 +61,7 @@ class Recorder:
 
     def begins(self, stage: Stage, begin: Begin) -> None:
         """A stage tells what it does next."""
-        self.begin(stage.number, begin.work)
+        self.begin(stage.number, begin.work, micro=begin.micro)
 
     def waits(self, stage: Stage, side: Side) -> None:
         """A stage waits for a neighbour in another process."""
@@ -96,9 +96,9 @@ def write(path: Path, everyone: Sequence[Sequence[Sequence[Any]]], title: str) -
         ConfigError: a picture needs matplotlib.
     """
     intervals = [
-        Interval(part, batch, kind, start, end, waits_for=waits_for)
+        Interval(part, batch, kind, start, end, micro, waits_for=waits_for)
         for one in everyone
-        for part, batch, kind, start, end, waits_for in one
+        for part, batch, kind, start, end, waits_for, micro in one
     ]
     timeline = Timeline(tuple(intervals), "s", title)
     path.parent.mkdir(parents=True, exist_ok=True)

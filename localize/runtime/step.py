@@ -71,7 +71,7 @@ def stage_step(
     for micro in range(microbatches):
         arrived = yield Receive(Side.BELOW)
         assert isinstance(arrived, Upward)
-        yield Begin("forward")
+        yield Begin("forward", _number(micro, microbatches))
         if micro == 0:  # it travels with the first one
             target = arrived.target
         with scope(stage, micro), stage.autocast():
@@ -103,17 +103,16 @@ def learn(
     per_sample = None if lesson.made is None else lesson.made.per_sample
     if stage.method.feedback == "loss" and stage.number > 1 and per_sample is not None:
         yield Send(Side.BELOW, Feedback(per_sample.detach()))
-    yield Begin("backward")
     shares = [own] * len(works) if own is None or len(works) == 1 else own.split(lesson.sizes, lesson.axis)
     del own
     for flow in stage.flows:
-        for work, share in zip(reversed(works), reversed(shares), strict=True):
-            grads: Stream = {}
+        for micro, work in reversed(list(enumerate(works))):
+            share, grads = shares[micro], Stream()
             if flow.from_above:
                 relayed = yield Receive(Side.ABOVE)
                 assert isinstance(relayed, Relay)
-                yield Begin("backward")
                 grads = relayed.grads
+            yield Begin("backward", _number(micro, len(works)))
             passed = pull(stage, work, grads, share if flow.own else None, flow)
             if flow is stage.flows[-1]:  # the activations go now
                 work.inputs, work.outputs, work.hidden = {}, {}, None
@@ -129,6 +128,10 @@ def learn(
         yield Begin("head")
         learn_from_feedback(stage, lesson, feedback.per_sample)
     updater.ready(stage, "head")
+
+
+def _number(micro: int, of: int) -> int | None:
+    return None if of == 1 else micro + 1
 
 
 def forward(stage: Stage, stream: Stream) -> Work:
