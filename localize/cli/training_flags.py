@@ -57,6 +57,13 @@ DataParallel = Annotated[
         metavar="D",
     ),
 ]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        help="What each part did and when: a Chrome trace (.json, for ui.perfetto.dev) or a picture (.png, .svg).",
+        metavar="FILE",
+    ),
+]
 LogDir = Annotated[
     Path | None, typer.Option(help="Where to write the history as CSV and JSONL.", metavar="DIR")
 ]

@@ -144,6 +144,14 @@ def test_train_a_model_at_once(cli: Cli) -> None:
     assert load("model-nwise-2").method.options()["reach"] == 2
 
 
+def test_train_writes_a_trace_of_every_part(cli: Cli, artefact: str, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "run.json"
+    cli.ok("train", artefact, "--epochs", "1", "--trace", str(file), "--microbatches", "2")
+    events = [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert {event["tid"] for event in events} == {1, 2, 3}
+    assert {event["cat"] for event in events} == {"forward", "head", "backward", "update"}
+
+
 def test_train_resumes_to_the_same_weights(cli: Cli) -> None:
     common = ("model.py", "--method", "al", "--scheduler", "cosine", "--seed", "3")
     cli.ok("train", *common, "--epochs", "2", "-o", "whole", "--log-dir", "logs")
