@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from localize.errors import LocalizeError
 from localize.runtime.stage import Stage
@@ -18,18 +18,27 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._before: dict[int, list[tuple[nn.Module, str, Tensor | None, Tensor | None]]] = {}
 
     def remember(self, stage: Stage) -> None:
-        """Before the stage's forward pass."""
-        held = [*stage.part.buffers(), *(stage.head.buffers() if stage.head is not None else ())]
-        self._before[stage.number] = [(buffer, buffer.detach().clone()) for buffer in held]
+        """Before the stage's forward pass, which may give a module's buffer another tensor."""
+        self._before[stage.number] = [
+            (module, name, buffer, None if buffer is None else buffer.detach().clone())
+            for half in (stage.part, stage.head)
+            for module in (half.modules() if half is not None else ())
+            for name, buffer in module._buffers.items()
+        ]
 
     def put_back(self, number: int) -> None:
-        """After the batch, for a part that was skipped."""
+        """After the batch, for a part that was skipped: the same tensors, with the values that they had."""
         with torch.no_grad():
-            for buffer, before in self._before.pop(number, []):
-                buffer.copy_(before)
+            for module, name, buffer, before in self._before.pop(number, []):
+                if buffer is not None and before is not None:
+                    if (buffer.shape, buffer.dtype) != (before.shape, before.dtype):
+                        buffer.data = before
+                    else:
+                        buffer.copy_(before)
+                module._buffers[name] = buffer
 
     def forget(self) -> None:
         """After the batch, for all others."""

@@ -23,6 +23,8 @@ from localize.runtime.ranks import Session
 from localize.weights import named_tensors
 
 _log = logging.getLogger(__name__)
+_DTYPES = tuple(sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str))
+_KIND = 2 + 32  # numbers that tell of a buffer: its dtype, how many axes, and their sizes
 
 
 @dataclass(frozen=True)
@@ -103,17 +105,28 @@ def placement_of(local: LocalModel, rank: int, ranks: int, replicas: int = 1) ->
 
 
 class Holdings:
-    """The model's tensors by name, and the ranks that use each; what no part uses is the first rank's."""
+    """The model's tensors by name, and the ranks that use each; what no part uses is the first rank's.
+
+    A forward pass may give a module's buffer another tensor, so that only names stay what they are.
+    """
 
     def __init__(self, local: LocalModel, placement: Placement, session: Session) -> None:
         self.local, self.placement, self.session = local, placement, session
-        self.tensors = named_tensors(local)
+        tensors = named_tensors(local)
         users: dict[int, set[int]] = {}
         for number, (part, head) in enumerate(zip(local.parts, local.heads, strict=True), 1):
             for tensor in tensors_in(part, head):
                 users.setdefault(id(tensor), set()).add(placement.rank_of(number))
-        self.ranks = {name: sorted(users.get(id(tensor), {0})) for name, tensor in self.tensors.items()}
-        self._names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self.ranks = {name: sorted(users.get(id(tensor), {0})) for name, tensor in tensors.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What the modules hold now, under the names that there were when this was made."""
+        current = every_tensor(self.local)
+        return {name: current[name] for name in self.ranks}
+
+    def _names(self) -> dict[int, str]:
+        return {id(tensor): name for name, tensor in reversed(self.tensors.items())}
 
     def held(self, name: str) -> bool:
         """Whether this rank uses a tensor."""
@@ -125,18 +138,20 @@ class Holdings:
 
     def release(self) -> None:
         """Frees what only other ranks use, and will train."""
-        foreign = [name for name in self.tensors if not self.held(name)]
+        tensors = self.tensors
+        foreign = [name for name in tensors if not self.held(name)]
         give_away(self.local, foreign)
         with self._unwatched():
             for name in foreign:
                 try:
-                    empty_out(self.tensors[name])
+                    empty_out(tensors[name])
                 except RuntimeError as error:
                     _log.warning("%s stays in memory on rank %d: %s", name, self.placement.rank, error)
 
     def materialise(self, seed: int) -> None:
         """Gives memory and values to what this rank uses and is on the meta device; see ``materialise.py``."""
-        materialise(self.local, seed, lambda t: id(t) not in self._names or self.held(self._names[id(t)]))
+        names = self._names()
+        materialise(self.local, seed, lambda t: id(t) not in names or self.held(names[id(t)]))
 
     def _unwatched(self) -> AbstractContextManager[None]:
         return unwatched(self.local.to_standard(), self.local)
@@ -164,8 +179,8 @@ class Holdings:
     @contextmanager
     def borrowed(self, wanted: dict[int, list[Tensor]]) -> Iterator[None]:
         """Tensors of other ranks for a while; ``wanted`` lists all that each rank needs, by rank."""
-        names = self._names
-        lent: list[Tensor] = []
+        names = self._names()
+        lent: list[str] = []
         needs = {rank: {names[id(t)] for t in tensors if id(t) in names} for rank, tensors in wanted.items()}
         with self._unwatched():
             for name, tensor in self.tensors.items():
@@ -173,25 +188,46 @@ class Holdings:
                 absent = tensor.is_meta
                 self._deliver(name, tensor, to)
                 if absent and not tensor.is_meta:
-                    lent.append(tensor)
+                    lent.append(name)
         try:
             yield
         finally:
+            tensors = self.tensors if lent else {}
             with self._unwatched():
-                for tensor in lent:
-                    empty_out(tensor)
+                for name in lent:
+                    empty_out(tensors[name])
 
     def _deliver(self, name: str, tensor: Tensor, to: Sequence[int]) -> None:
         owner, rank = self.ranks[name][0], self.placement.rank
         for other in to:
             if rank == owner:
-                self.session.send(tensor, self.placement.global_rank(other))
+                self._send(tensor, self.placement.global_rank(other))
             elif rank == other:
-                values = self.session.receive(tensor, self.placement.global_rank(owner))
-                if tensor.is_meta:
+                values = self._receive(tensor, self.placement.global_rank(owner))
+                if tensor.is_meta or (tensor.shape, tensor.dtype) != (values.shape, values.dtype):
                     replace_by(tensor, values)
                 else:
                     tensor.data.copy_(values)
+
+    def _send(self, tensor: Tensor, to: int) -> None:
+        if not isinstance(tensor, nn.Parameter):  # a buffer may not have the shape and dtype that it began with
+            kind = [_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
+            self.session.send(torch.tensor(kind + [0] * (_KIND - len(kind))), to)
+        self.session.send(tensor, to)
+
+    def _receive(self, like: Tensor, source: int) -> Tensor:
+        if not isinstance(like, nn.Parameter):
+            dtype, axes, *shape = self.session.receive(torch.empty(_KIND, dtype=torch.int64), source).tolist()
+            like = torch.empty(shape[:axes], dtype=_DTYPES[dtype], device="meta")
+        return self.session.receive(like, source)
+
+
+def every_tensor(local: LocalModel) -> dict[str, Tensor]:
+    """What modules hold by name, as ``named_tensors`` has it; but a tied tensor has all of its names."""
+    roots = [("", local.to_standard())]
+    roots += [(f"appended.{number}.", module) for number, module in enumerate(local.appended, 1)]
+    roots += [(f"heads.{number}.", head) for number, head in enumerate(local.heads, 1) if head is not None]
+    return {p + name: tensor for p, root in roots for name, tensor in root.state_dict(keep_vars=True).items()}
 
 
 def tensors_in(*modules: nn.Module | None) -> list[Tensor]:

@@ -29,9 +29,9 @@ from localize.runtime.wire import Edge, Envelope, Kind, encode
 from localize.weights import weights_of
 from tests import zoo
 from tests.runtime import helpers
+from tests.runtime.rebound import AVERAGES
 
 torch.set_num_threads(1)
-
 
 METHODS: dict[str, str | Method] = {
     **{name: name for name in list_methods()},
@@ -64,7 +64,7 @@ MIXED = zoo.Case("mixed", Mixed, (6,), parts=4)
 
 def made(model: str, method: str, parts: int) -> tuple[LocalModel, DataLoader[Any]]:
     """A model and seven batches of it, the last one ragged; the same weights wherever it is made."""
-    case = MIXED if model == "mixed" else zoo.BY_NAME[model]
+    case = (zoo.BY_NAME | {"mixed": MIXED, "averages": AVERAGES})[model]
     torch.manual_seed(0)  # of the heads
     local = to_local(zoo.build(case), case.inputs(), method=METHODS[method], parts=parts, verify=False)
     data = TensorDataset(case.inputs(52), case.targets(52))

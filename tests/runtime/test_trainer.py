@@ -34,6 +34,7 @@ from tests.runtime.helpers import (
     timeless,
     trainer,
 )
+from tests.runtime.rebound import WIDTH, Average
 
 METHODS = ("bp", "scpl", "al", "nwise", "lct", "early_exit", "joint")
 
@@ -250,6 +251,36 @@ def test_skip_leaves_no_trace_of_a_bad_batch(method: str) -> None:
     assert math.isfinite(rows[0]["val_loss"][3])
     counted = {int(t) for name, t in tensors(local).items() if name.endswith("num_batches_tracked")}
     assert counted == {BATCHES - 1}
+
+
+def test_skip_puts_back_buffers_that_are_other_tensors() -> None:
+    """A module that gives its buffer a new tensor once kept that of the bad batch, and every later batch was bad."""
+
+    class Net(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(6, WIDTH), Average(), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(8, 6), torch.randint(0, CLASSES, (8,))
+    bad = inputs.clone()
+    bad[0] = math.nan
+    local = to_local(Net(), inputs, method="early_exit", parts=2)
+    average = next(module for module in local.to_standard().modules() if isinstance(module, Average))
+    seen: list[dict[str, Tensor]] = []
+    objects: list[Tensor] = []
+
+    def look(step: int, reports: object) -> None:
+        seen.append({name: buffer.clone() for name, buffer in average.named_buffers()})
+        objects.append(average.mean)
+
+    batches = [(inputs, targets), (bad, targets), (inputs, targets)]
+    rows = trainer(local, on_nonfinite="skip", on_step=look).fit(batches, epochs=1)
+    assert rows[0]["skipped"] == [1, 1]
+    assert all(loss is not None and math.isfinite(loss) for loss in rows[0]["train_loss"])
+    assert_same(seen[0], seen[1])
+    assert objects[0] is objects[1] is not objects[2]
+    assert all(buffer.isfinite().all() for buffer in average.buffers())
+    assert not torch.equal(seen[1]["mean"], seen[2]["mean"])
 
 
 def test_skip_lets_the_other_parts_learn() -> None:
