@@ -94,10 +94,13 @@ def schedule(
         pieces = microbatches if microbatches > 1 else _PIPELINE
         beside: list[tuple[int, Order]] = [(1, "stage"), (pieces, "stage"), (pieces, "1f1b")]
         found += [predict(get_method("bp"), case.bp_costs, microbatches=m, order=o, **options) for m, o in beside]
-    if plot is not None:
-        draw([each.timeline for each in found], plot)
-    if trace is not None:
-        found[0].timeline.to_trace(trace)
+    try:
+        if plot is not None:
+            draw([each.timeline for each in found], plot)
+        if trace is not None:
+            found[0].timeline.to_trace(trace)
+    except OSError as error:
+        raise ConfigError(f"A file cannot be written: {error}.") from error
     _show(out, case, found)
     for written in (plot, trace):
         if written is not None:

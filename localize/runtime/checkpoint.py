@@ -36,11 +36,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from localize.errors import CheckpointError
-from localize.runtime.snapshot import OPTIMIZER, TRAINER, WEIGHTS, Keep, Snapshot, read
+from localize.runtime.snapshot import OPTIMIZER, TRAINER, WEIGHTS, Keep, Snapshot, missing, read
 
 FORMAT = 1
 STATE = "state.json"
 LATEST = "latest"
+TOKEN = ".ranks-"  # a file that tells whether all ranks have the same folder
 _PREFIX, _PARTIAL = "step-", ".partial"
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ def clean(folder: Path) -> None:
     """Removes what a process that was killed had begun to write."""
     for leftover in folder.glob(f".{_PREFIX}*{_PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for token in folder.glob(f"{TOKEN}*"):
+        with suppress(OSError):
+            token.unlink()
 
 
 @contextmanager
@@ -107,7 +111,8 @@ def write(partial: Path, snapshot: Snapshot, packed: bytes, share: Share) -> Non
         with suppress(OSError):
             for path in (weights, optimizer, trainer):
                 path.unlink(missing_ok=True)
-            partial.rmdir()  # where nobody else has written into it
+            if share == WHOLE:  # else others may be about to write into it
+                partial.rmdir()
         raise
 
 
@@ -117,11 +122,16 @@ def commit(folder: Path, partial: Path, about: dict[str, Any]) -> Path:
     ``about`` goes into ``state.json``; its ``step`` names the folder, which is returned.
 
     Raises:
-        CheckpointError: the name of the latest checkpoint cannot be read.
+        CheckpointError: a share is missing, or the name of the latest checkpoint cannot be read.
         OSError: the folder cannot be written or renamed; see ``writing``.
     """
     previous = _pointed_at(folder)
     try:
+        if lacking := missing(path.name for path in partial.iterdir()):
+            raise CheckpointError(
+                f"The checkpoint of step {about['step']} in {folder} lacks {', '.join(lacking)}: not all ranks wrote "
+                "into this folder. The last one is intact; checkpoint_dir must be on a disk that all ranks share."
+            )
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         state = {"format": FORMAT, **about, "file_bytes": sizes}
         (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -236,6 +246,8 @@ def load(folder: Path, keep: Keep | None = None) -> Snapshot | None:
         found = (path / file).stat().st_size if (path / file).is_file() else 0
         if found != size:
             raise _damaged(path, f"{file} has {found} bytes instead of {size}", complete)
+    if lacking := missing(about["file_bytes"]):
+        raise _damaged(path, f"it lacks {', '.join(lacking)}, which other ranks wrote elsewhere", complete)
     try:
         return read(path, about, keep)
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:

@@ -28,6 +28,7 @@ def draw(timelines: Sequence[Timeline], path: str | Path) -> None:
     """Writes a Gantt picture, by the path's suffix as PNG, SVG or PDF; all panels share one axis of time.
 
     Boxes carry the number of their batch (and of the micro-batch, after a dot) where there is room for it.
+    The file's folder is made where there is none.
 
     Raises:
         ConfigError: another suffix, no timelines, timelines of different units, or no matplotlib.
@@ -50,6 +51,7 @@ def draw(timelines: Sequence[Timeline], path: str | Path) -> None:
         panels[-1].set_xlabel("time steps" if units == {"steps"} else "seconds")
         _legend(figure, timelines)
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, facecolor=_PAPER, metadata=metadata)
 
 

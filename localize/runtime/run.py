@@ -62,9 +62,8 @@ class Run:
         schedulers: list[LRScheduler | None] = [
             options.scheduler(optimizer) if options.scheduler else None for optimizer in optimizers
         ]
-        self.state = TrainingState(
-            local, optimizers, schedulers, by_optimizer, metrics.Tally(len(local.parts), device), options.seed
-        )
+        tally, seed, pieces = metrics.Tally(len(local.parts), device), options.seed, options.microbatches
+        self.state = TrainingState(local, optimizers, schedulers, by_optimizer, tally, seed, pieces)
         self.buffers = Buffers() if options.on_nonfinite == "skip" else None
         self.generators = seeding.generators(device)
         self.recorder = Recorder(device) if options.trace is not None else None
@@ -87,7 +86,7 @@ class Run:
         # What belongs to a parameter is wanted where the parameter is.
         snapshot = checkpoint.load(folder, None if held is None else held.__contains__)
         if snapshot is not None:
-            self.state.restore(snapshot, str(folder))
+            self.state.restore(snapshot, str(folder), self.reports)
 
     # ---------------------------------------------------------------- one epoch
 

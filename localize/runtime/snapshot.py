@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ def _files(about: dict[str, Any], file: str) -> Iterator[str]:
         f for f in about["file_bytes"] if f == file or (f.startswith(f"{stem}-") and f.endswith(f".{suffix}"))
     ]
     return iter(sorted(found, key=lambda name: (len(name), name)))
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """The files that a checkpoint with files of these names lacks: one of each kind, or a shard of every rank."""
+    there = set(names)
+    counts = [match for match in (re.fullmatch(r".*-\d+-of-(\d+)\..*", name) for name in there) if match]
+    shards = [f"-{i}-of-{ranks}" for ranks in {int(m[1]) for m in counts} for i in range(1, ranks + 1)]
+    stems = [file.partition(".") for file in (WEIGHTS, OPTIMIZER, TRAINER)]
+    wanted = [f"{stem}{shard}.{suffix}" for stem, _, suffix in stems for shard in shards or [""]]
+    return [name for name in wanted if name not in there]
 
 
 def _tensors(path: Path, keep: Keep | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from localize.spec import plain
 from localize.weights import fingerprint, put_weights, weights_of
 
 Group = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 def parameter_names(local: LocalModel) -> dict[int, str]:
@@ -46,6 +48,7 @@ class TrainingState:
     scalers: Sequence[torch.amp.GradScaler | None]  # one an optimizer; some may be the same
     tally: Tally
     seed: int
+    microbatches: int = 1  # into how many pieces a batch is cut
     step: int = 0
     epoch: int = 0
     batch: int = 0
@@ -64,6 +67,7 @@ class TrainingState:
             "batch": self.batch,
             "seed": self.seed,
             "data_parallel": self.replicas,
+            "microbatches": self.microbatches,
             "model": fingerprint(self.local.to_standard()),
             "method": {"name": method.name, "options": plain(method.options())},
             "cuts": list(self.local.plan.cuts),
@@ -103,8 +107,10 @@ class TrainingState:
 
     # ---------------------------------------------------------------- back
 
-    def restore(self, snapshot: Snapshot, where: str) -> None:
+    def restore(self, snapshot: Snapshot, where: str, reports: bool = True) -> None:
         """Puts model, optimizers and counters where they were; parts may be cut otherwise than they were then.
+
+        ``reports``: whether this process logs what changes on the way.
 
         Raises:
             CheckpointError: the checkpoint is of another model, method, optimizer or seed; nothing was changed.
@@ -121,6 +127,13 @@ class TrainingState:
             self.step, self.epoch, self.batch = (snapshot.about[name] for name in ("step", "epoch", "batch"))
         except KeyError as error:
             raise CheckpointError(f"The checkpoint in {where} lacks the entry {error}.") from error
+        then = snapshot.about.get("microbatches", self.microbatches)
+        if then != self.microbatches and reports:
+            _log.warning(
+                "The run in %s was made with microbatches=%d until the end of epoch %d, and here it is %d: batch "
+                "norm's statistics and dropout's masks are those of other pieces from here on.",
+                where, then, self.epoch, self.microbatches,
+            )  # fmt: skip
 
     def _check(self, about: dict[str, Any], where: str) -> None:
         own = self.about()
@@ -138,13 +151,17 @@ class TrainingState:
             problems.append(
                 f"its seed is {about['seed']}, and here it is {own['seed']}: the order of data differs"
             )
-        replicas = about.get("data_parallel", 1)
-        if about["batch"] and replicas != self.replicas:
-            problems.append(
-                f"it was made after step {about['batch']} of epoch {about['epoch'] + 1} with data_parallel={replicas}, "
-                f"and here it is {self.replicas}, so that steps take other batches; go on with {replicas} to the end "
-                "of an epoch"
-            )
+        # At the end of an epoch these may change; a checkpoint of an earlier version may not tell.
+        for name, differ in (
+            ("data_parallel", "steps take other batches"),
+            ("microbatches", "batch norm and dropout see other pieces"),
+        ):
+            then, now = about.get(name, own[name]), own[name]
+            if about["batch"] and then != now:
+                problems.append(
+                    f"it was made after step {about['batch']} of epoch {about['epoch'] + 1} with {name}={then}, and "
+                    f"here it is {now}, so that {differ}; go on with {then} to the end of an epoch"
+                )
         if problems:
             raise CheckpointError(problem_list(f"The checkpoint in {where} is of another run", problems))
 

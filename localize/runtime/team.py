@@ -11,9 +11,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from localize.errors import ConfigError, PlacementError, problem_list
+from localize.errors import ConfigError, PlacementError
 from localize.model import LocalModel
-from localize.runtime import checkpoint, evaluation, metrics, transport
+from localize.runtime import agreement, checkpoint, evaluation, metrics, transport
 from localize.runtime.distributed import DistributedRun
 from localize.runtime.materialise import materialise
 from localize.runtime.options import Options
@@ -23,8 +23,6 @@ from localize.runtime.ranks import Session, expected, join, restarted
 from localize.runtime.replicas import Replicas, join_replicas
 from localize.runtime.run import Run
 from localize.runtime.wires import Wires
-from localize.spec import plain
-from localize.weights import fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -167,8 +165,10 @@ class Team:
 
     def run(self, resume: bool) -> Run:
         folder = self.options.checkpoint_dir
-        if folder is not None and self.first:
-            checkpoint.clean(folder)
+        if folder is not None:
+            if self.first:
+                checkpoint.clean(folder)
+            agreement.share(self.session, folder)
         self.holdings.materialise(self.options.seed)
         self.holdings.release()
         self.holdings.move(self.device)
@@ -216,32 +216,9 @@ class Team:
                 f"precision='fp16' with {self.local.method.name!r}, whose losses reach several parts, needs one loss "
                 "scale for all ranks, which they do not share; use precision='bf16' or executor='sequential'."
             )
-        about = {
-            "model": fingerprint(self.local.to_standard())["sha256"][:12],
-            "method": f"{self.local.method.name} {plain(self.local.method.options())}",
-            "cuts": list(self.local.plan.cuts),
-            "seed": self.options.seed,
-            "precision": self.options.precision,
-            "checkpoint_every": self.options.checkpoint_every,
-            "gather": self.options.gather,
-            "data_parallel": self.options.data_parallel,
-            "microbatches": self.options.microbatches,
-        }
         own = {"weights": _sample(self.holdings), "seat": transport.seat(self.device)}
-        everyone = self.session.gather({**about, **own})
+        everyone = agreement.agree(self.session, self.local, self.options, own)
         self._direct = transport.direct([other["seat"] for other in everyone])
-        problems = [
-            f"{name} is {everyone[0][name]!r} on rank 0 and {other[name]!r} on rank {rank}"
-            for rank, other in enumerate(everyone)
-            for name in about
-            if other[name] != everyone[0][name]
-        ]
-        if problems:
-            advice = (
-                "Every process has to be given the same model and options. With balance='time', convert once "
-                "(`localize convert … --balance time`) and train the artefact, or pass cuts=."
-            )
-            raise PlacementError(problem_list("The ranks do not train the same", [*problems, advice]))
         # Those of the first replica are everyone's.
         values = [other["weights"] for other in everyone[: len(self.placement.ranges)]]
         if self.first and any(one[n] != other[n] for one in values for other in values for n in one if n in other):

@@ -118,7 +118,10 @@ class Timeline:
         }
 
     def to_trace(self, path: str | Path) -> None:
-        """Writes a trace for ``chrome://tracing`` or ui.perfetto.dev, a row a part; one time step shows as 1 ms."""
+        """Writes a trace for ``chrome://tracing`` or ui.perfetto.dev, a row a part; one time step shows as 1 ms.
+
+        The file's folder is made where there is none.
+        """
         scale = _MICROSECONDS[self.unit]
         events: list[dict[str, Any]] = [_named("process_name", 0, self.title or "localize")]
         events += [_named("thread_name", part, f"part {part}") for part in self.parts]
@@ -136,6 +139,7 @@ class Timeline:
                     "args": {key: known[key] for key in ("batch", "micro", "losses", "trains", "waits_for")},
                 }
             )
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, allow_nan=False))
 
     def text(self, columns: int = 120) -> str:

@@ -58,6 +58,22 @@ def test_picture_and_trace(cli: Cli) -> None:  # noqa: F811
     assert "Wrote a.json" in cli.err
 
 
+def test_folders_of_picture_and_trace_are_made(cli: Cli) -> None:  # noqa: F811
+    pytest.importorskip("matplotlib")
+    cli.ok("schedule", "--parts", "2", "--plot", "no/such/a.svg", "--trace", "nor/this/a.json")
+    assert Path("no/such/a.svg").read_text().startswith("<?xml")
+    assert json.loads(Path("nor/this/a.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("flag", ["--plot", "--trace"])
+def test_a_file_that_cannot_be_written_is_named(cli: Cli, flag: str) -> None:  # noqa: F811
+    pytest.importorskip("matplotlib")
+    Path("file").touch()
+    told = cli.fails("schedule", "--parts", "2", flag, "file/a.svg")
+    assert "cannot be written" in told
+    assert "'file'" in told
+
+
 def test_a_model_s_throughput(cli: Cli) -> None:  # noqa: F811
     arguments = ["schedule", "model.py", "--method", "scpl", "--parts", "2", "--flops", "1M", "--compare"]
     found = cli.json(*arguments)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from localize import CheckpointError, ConfigError, to_local
 from localize.heads.scpl import SCPL
 from localize.runtime import checkpoint
-from localize.runtime.checkpoint import LATEST, OPTIMIZER, STATE, TRAINER, WEIGHTS, Snapshot
+from localize.runtime.checkpoint import LATEST, OPTIMIZER, STATE, TOKEN, TRAINER, WEIGHTS, Share, Snapshot
 from localize.runtime.saver import Saver
 from tests.runtime.helpers import Breaking, Interruption, assert_same, converted, loader, tensors, trainer
 
@@ -107,11 +107,64 @@ def test_whenever_writing_fails_the_last_checkpoint_is_intact(
     assert checkpoint.load(tmp_path).about["step"] == 10  # type: ignore[union-attr]
 
 
+def shards(partial: Path, ranks: int, number: int) -> None:
+    share = Share(shard=f"-{number}-of-{ranks}")
+    checkpoint.write(partial, snapshot(10), checkpoint.pack(snapshot(10).trainer), share)
+
+
+def test_a_share_that_fails_leaves_those_of_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder went away between another rank's making it and writing into it."""
+    partial, save_file = tmp_path / "partial", checkpoint.save_file
+
+    def failing(tensors: Any, path: Path) -> None:
+        if "-1-of-2" in path.name:
+            raise OSError(28, "No space left on device")
+        with pytest.raises(OSError, match="No space"):
+            shards(partial, 2, 1)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", failing)
+    shards(partial, 2, 2)
+    assert names(partial) == [f"{kind}-2-of-2.{suffix}" for kind, suffix in KINDS]
+
+
+KINDS = [("optimizer", "safetensors"), ("trainer", "pt"), ("weights", "safetensors")]
+
+
+@pytest.mark.parametrize("lost", [f"{kind}-{rank}-of-3.{suffix}" for kind, suffix in KINDS for rank in (1, 2, 3)])
+def test_a_checkpoint_without_all_shares_is_none(tmp_path: Path, lost: str) -> None:
+    save(tmp_path, snapshot(5))
+    partial = tmp_path / "partial"
+    for number in (1, 2, 3):
+        shards(partial, 3, number)
+    (partial / lost).unlink()
+    with pytest.raises(CheckpointError, match=rf"step 10 in .* lacks {lost}: not all ranks wrote"):
+        checkpoint.commit(tmp_path, partial, {"step": 10})
+    assert names(tmp_path) == [LATEST, "step-00000005"]
+    assert checkpoint.load(tmp_path).about["step"] == 5  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_of_one_rank_s_own_folder_says_what_is_missing(tmp_path: Path) -> None:
+    """An earlier version wrote such ones."""
+    partial = tmp_path / "partial"
+    for number in (1, 2):
+        shards(partial, 2, number)
+    path = checkpoint.commit(tmp_path, partial, {"step": 10})
+    state = json.loads((path / STATE).read_text())
+    state["file_bytes"] = {name: size for name, size in state["file_bytes"].items() if "-2-of-2" in name}
+    (path / STATE).write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"lacks weights-1-of-2\.safetensors, .* trainer-1-of-2\.pt, which other"):
+        checkpoint.load(tmp_path)
+
+
 def test_leftovers_of_a_killed_process_are_ignored_and_swept(tmp_path: Path) -> None:
     save(tmp_path, snapshot(5))
     leftover = tmp_path / ".step-00000006.1.partial"
     leftover.mkdir()
     (leftover / WEIGHTS).write_bytes(b"half")
+    (tmp_path / f"{TOKEN}0").touch()
     assert checkpoint.load(tmp_path).about["step"] == 5  # type: ignore[union-attr]
     (tmp_path / LATEST).unlink()
     (tmp_path / "step-00000005").rename(tmp_path.parent / "elsewhere")
@@ -255,6 +308,35 @@ def test_other_options_of_the_method_are_another_run(tmp_path: Path) -> None:
     trainer(converted(SCPL(temperature=0.1)), tmp_path).fit(loader(), epochs=1)
     with pytest.raises(CheckpointError, match=r"temperature=0\.1.*temperature=0\.2"):
         trainer(converted(SCPL(temperature=0.2)), tmp_path).fit(loader(), epochs=2, resume=True)
+
+
+def test_other_micro_batches_are_refused_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    with pytest.raises(Interruption):
+        trainer(converted(), tmp_path, checkpoint_every=1, microbatches=2).fit(Breaking(loader(), 3), epochs=2)
+    local = converted()
+    before = tensors(local)
+    said = r"after step 2 of epoch 1 with microbatches=2, and here it is 1, .* go on with 2 to the end"
+    with pytest.raises(CheckpointError, match=said):
+        trainer(local, tmp_path).fit(loader(), epochs=2, resume=True)
+    assert_same(before, tensors(local))
+    trainer(local, tmp_path, microbatches=2).fit(loader(), epochs=2, resume=True)
+
+
+def test_other_micro_batches_from_an_epoch_on_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for epochs, microbatches in ((1, 1), (2, 1), (3, 2)):
+        assert "microbatches" not in caplog.text
+        trainer(converted(), tmp_path, microbatches=microbatches).fit(loader(), epochs=epochs, resume=True)
+    assert "was made with microbatches=1 until the end of epoch 2, and here it is 2" in caplog.text
+
+
+def test_a_checkpoint_that_tells_no_micro_batches_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(Interruption):
+        trainer(converted(), tmp_path, checkpoint_every=1, microbatches=2).fit(Breaking(loader(), 3), epochs=2)
+    path = tmp_path / (tmp_path / LATEST).read_text().strip() / STATE
+    state = json.loads(path.read_text())
+    del state["microbatches"]
+    path.write_text(json.dumps(state))
+    trainer(converted(), tmp_path, microbatches=2).fit(loader(), epochs=1, resume=True)
 
 
 def test_a_new_run_does_not_overwrite_an_old_one(tmp_path: Path) -> None:
