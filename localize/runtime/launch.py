@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -18,7 +19,8 @@ def launch(command: Sequence[str], processes: int, max_restarts: int = 0) -> int
     """Runs ``python -m command`` in so many processes that find each other; returns the exit status.
 
     A process that dies takes the others with it; up to ``max_restarts`` times all are started anew, and go on from
-    the last checkpoint where there is one. The status is that of the first process that failed.
+    the last checkpoint where there is one. The status is that of the first process that failed, or 128 and the signal
+    that ended this one.
 
     Raises:
         PlacementError: fewer than one process.
@@ -44,4 +46,6 @@ def launch(command: Sequence[str], processes: int, max_restarts: int = 0) -> int
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:  # this process was told to end (Ctrl-C, say), and has ended the others
+        return 128 + error.sigval
     return 0

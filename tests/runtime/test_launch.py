@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,22 @@ def test_processes_may_be_replicas(tmp_path: Path) -> None:
     (row,) = result["history"]
     assert row["step"] == 11  # 23 batches of digits: two a step, one left out
     assert (tmp_path / "four" / "weights.safetensors").exists()
+
+
+def test_it_ends_quietly_when_it_is_told_to(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    script = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    (tmp_path / "sleeper.py").write_text(script, encoding="utf-8")
+    program = "import sys; from localize.runtime.launch import launch; sys.exit(launch(['sleeper'], 2))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=environment)
+    while not started.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
 
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
