@@ -21,8 +21,7 @@ PATIENCE_S = 60.0  # network file systems may show a new folder that late
 _FACTORIES = ("optimizer", "head_optimizer", "scheduler")
 _PRESENT = (*_FACTORIES[1:], "checkpoint_dir", "trace")
 _VALUES = (
-    "seed", "precision", "checkpoint_every", "gather", "data_parallel", "microbatches", "clip_grad_norm",
-    "on_nonfinite",
+    "seed", "precision", "checkpoint_every", "gather", "data_parallel", "microbatches", "on_nonfinite",
 )  # fmt: skip
 
 
@@ -37,6 +36,7 @@ def agree(session: Session, local: LocalModel, options: Options, own: dict[str, 
         "method": repr(f"{local.method.name} {plain(local.method.options())}"),
         "cuts": repr(list(local.plan.cuts)),
         **{name: repr(getattr(options, name)) for name in _VALUES},
+        "clip_grad_norm": repr(None if options.clip_grad_norm is None else float(options.clip_grad_norm)),
         **{name: "not given" if getattr(options, name) is None else "given" for name in _PRESENT},
     }
     factories = {name: settings(getattr(options, name)) for name in _FACTORIES}
@@ -58,17 +58,14 @@ def agree(session: Session, local: LocalModel, options: Options, own: dict[str, 
 
 
 def settings(factory: object) -> str | None:
-    """``Adam(lr=0.001)`` of a class, or of a ``partial`` of one; None of what only its code could tell."""
-    given: list[str] = []
+    """``Adam(lr=0.001)`` of a class, or of a ``partial`` of one; None of what only its code, or no text, could tell."""
+    positional, keywords = (), dict[str, Any]()
     if isinstance(factory, partial):
-        given = [_shown(value) for value in factory.args]
-        given += [f"{name}={_shown(value)}" for name, value in sorted(factory.keywords.items())]
-        factory = factory.func
-    return f"{factory.__qualname__}({', '.join(given)})" if isinstance(factory, type) else None
-
-
-def _shown(value: object) -> str:
-    return repr(value) if _plain(value) else "…"
+        positional, keywords, factory = factory.args, factory.keywords, factory.func
+    if not isinstance(factory, type) or not all(map(_plain, (*positional, *keywords.values()))):
+        return None
+    given = [*map(repr, positional), *(f"{name}={value!r}" for name, value in sorted(keywords.items()))]
+    return f"{factory.__qualname__}({', '.join(given)})"
 
 
 def _plain(value: object) -> bool:

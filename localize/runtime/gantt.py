@@ -19,7 +19,7 @@ COLORS = {
 }
 _NAMES = {"head": "head and loss", "relay": "gradients passed on"}
 _INK, _PAPER = "#1f2933", "#ffffff"
-_SUFFIXES = (".png", ".svg", ".pdf")
+SUFFIXES = (".png", ".svg", ".pdf")
 _MOST_LABELS = 600  # of one panel: more could not be read
 _WIDTH, _ROW = 11.0, 0.32  # inches
 
@@ -34,8 +34,8 @@ def draw(timelines: Sequence[Timeline], path: str | Path) -> None:
         ConfigError: another suffix, no timelines, timelines of different units, or no matplotlib.
     """
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ConfigError(f"A picture is a file with one of the suffixes {', '.join(_SUFFIXES)}; got {str(path)!r}.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"A picture is a file with one of the suffixes {', '.join(SUFFIXES)}; got {str(path)!r}.")
     units = {timeline.unit for timeline in timelines}
     if len(units) != 1:
         raise ConfigError(f"A picture takes timelines of one unit, got {len(timelines)} in {sorted(units) or 'none'}.")

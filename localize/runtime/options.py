@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from localize.errors import ConfigError, problem_list
 from localize.heads.base import one_of, positive
 from localize.model import OptimizerFactory
-from localize.runtime import checkpoint
+from localize.runtime import checkpoint, recording
 from localize.runtime.batches import SplitBatch
 from localize.runtime.precision import check_precision
 from localize.runtime.stage import StageReport
@@ -69,6 +69,8 @@ class Options:
             _whole("microbatches", self.microbatches, 1),
             one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite)),
         ]
+        if self.trace is not None:
+            problems.append(recording.problem(self.trace))
         if self.checkpoint_every is not None:
             problems.append(_whole("checkpoint_every", self.checkpoint_every, 1))
             if self.checkpoint_dir is None:

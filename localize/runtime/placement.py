@@ -211,15 +211,25 @@ class Holdings:
 
     def _send(self, tensor: Tensor, to: int) -> None:
         if not isinstance(tensor, nn.Parameter):  # a buffer may not have the shape and dtype that it began with
-            kind = [_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
-            self.session.send(torch.tensor(kind + [0] * (_KIND - len(kind))), to)
+            self.session.send(kind_of(tensor), to)
         self.session.send(tensor, to)
 
     def _receive(self, like: Tensor, source: int) -> Tensor:
         if not isinstance(like, nn.Parameter):
-            dtype, axes, *shape = self.session.receive(torch.empty(_KIND, dtype=torch.int64), source).tolist()
-            like = torch.empty(shape[:axes], dtype=_DTYPES[dtype], device="meta")
+            like = like_of(self.session.receive(torch.empty(_KIND, dtype=torch.int64), source))
         return self.session.receive(like, source)
+
+
+def kind_of(tensor: Tensor) -> Tensor:
+    """Dtype and shape of a tensor as numbers, so many for every tensor."""
+    kind = [_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
+    return torch.tensor(kind + [0] * (_KIND - len(kind)))
+
+
+def like_of(kind: Tensor) -> Tensor:
+    """A tensor without memory of the dtype and shape that ``kind_of`` told."""
+    dtype, axes, *shape = kind.tolist()
+    return torch.empty(shape[:axes], dtype=_DTYPES[dtype], device="meta")
 
 
 def every_tensor(local: LocalModel) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ neighbours.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from localize.runtime.messages import Begin, Side
 from localize.runtime.stage import Half, Stage, Updater
 from localize.runtime.timeline import Interval, Kind, Timeline
 
+_log = logging.getLogger(__name__)
 _MOST = 20_000  # intervals of a process; further ones are left out
 
 
@@ -89,8 +92,22 @@ class Watched:
         self._recorder.end()
 
 
+def problem(path: Path) -> str | None:
+    """Why nothing could be written there, for one who has not trained yet; None where nothing is known."""
+    if path.suffix.lower() == ".json":
+        return None
+    if path.suffix.lower() not in gantt.SUFFIXES:
+        return f"trace={str(path)!r}: a trace is a .json file, a picture one of {', '.join(gantt.SUFFIXES)}."
+    if importlib.util.find_spec("matplotlib") is None:
+        return f"trace={str(path)!r}: a picture needs matplotlib: pip install 'localize-torch[plot]', or take .json."
+    return None
+
+
 def write(path: Path, everyone: Sequence[Sequence[Sequence[Any]]], title: str) -> None:
     """Writes what all ranks recorded: a Chrome trace (``.json``), or a picture (any other suffix).
+
+    A finished run that goes on records nothing, and leaves the file as it is. A file that cannot be written is told
+    in the log: the model is trained by now.
 
     Raises:
         ConfigError: a picture needs matplotlib.
@@ -100,9 +117,14 @@ def write(path: Path, everyone: Sequence[Sequence[Sequence[Any]]], title: str) -
         for one in everyone
         for part, batch, kind, start, end, waits_for, micro in one
     ]
+    if not intervals:
+        return
     timeline = Timeline(tuple(intervals), "s", title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".json":
-        timeline.to_trace(path)
-    else:
-        gantt.draw([timeline], path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == ".json":
+            timeline.to_trace(path)
+        else:
+            gantt.draw([timeline], path)
+    except OSError as error:
+        _log.warning("The trace cannot be written to %s: %s", path, error)

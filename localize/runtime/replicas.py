@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from localize.errors import LocalizeError, WireError
+from localize.hollow import replace_by
 from localize.runtime.metrics import Tally
-from localize.runtime.placement import Holdings, Placement
+from localize.runtime.placement import Holdings, Placement, kind_of, like_of
 from localize.runtime.ranks import FOREVER, POLL_S, Session
 
 _ROLL_CALL_S = 3.0  # how long the others have to show that they are there, after a connection broke
@@ -64,6 +65,13 @@ class Replicas:
         for name, tensor in holdings.tensors.items():
             if holdings.held(name):
                 values = tensor.detach().cpu().contiguous()
+                if not isinstance(tensor, nn.Parameter):  # a buffer's shape may have followed a replica's own batches
+                    kind = kind_of(values)
+                    self._call(partial(self._broadcast, kind))
+                    like = like_of(kind)
+                    if (like.shape, like.dtype) != (values.shape, values.dtype):
+                        values = torch.empty(like.shape, dtype=like.dtype)
+                        replace_by(tensor, torch.empty_like(values, device=tensor.device))
                 self._call(partial(self._broadcast, values))
                 tensor.data.copy_(values)
 

@@ -193,6 +193,6 @@ class Trainer:
                         scores = crew.evaluate(val or ()) if validates else None
                     run.end_epoch(scores, bar, last=run.state.epoch + 1 >= epochs)
             run.updater.release()
-            run.write_trace()
             crew.finish()
+            run.write_trace()
         return self.history

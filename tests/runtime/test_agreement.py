@@ -58,7 +58,7 @@ def test_what_may_differ(several: Several, tmp_path: Path) -> None:
     [
         (torch.optim.SGD, "SGD()"),
         (partial(torch.optim.Adam, betas=(0.9, 0.99), lr=1e-3), "Adam(betas=(0.9, 0.99), lr=0.001)"),
-        (partial(torch.optim.Adam, lr=torch.tensor(1.0)), "Adam(lr=…)"),
+        (partial(torch.optim.Adam, lr=torch.tensor(1.0)), None),
         (lambda parameters: torch.optim.SGD(parameters), None),
         (partial(lambda parameters, lr: torch.optim.SGD(parameters, lr), lr=1.0), None),
     ],

@@ -608,3 +608,26 @@ def test_a_bar_that_is_asked_for_goes_to_stderr(capfd: pytest.CaptureFixture[str
 def test_the_model_of_these_tests_has_what_resuming_could_lose() -> None:
     kinds = {type(module) for module in model().modules()}
     assert {nn.BatchNorm1d, nn.Dropout} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("a.bin", r"a trace is a \.json file, a picture one of"), ("a", r"a trace is a \.json file")]
+)
+def test_a_trace_that_cannot_be_is_told_before_training(name: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        trainer(converted(), trace=name)
+
+
+def test_a_trace_that_cannot_be_written_costs_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    rows = trainer(converted(), trace=tmp_path / "file" / "a.json").fit(loader())
+    assert len(rows) == 1
+    assert "The trace cannot be written" in caplog.text
+
+
+def test_a_finished_run_that_goes_on_leaves_its_trace(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    trainer(converted(), tmp_path / "ck", trace=file).fit(loader())
+    before = file.read_bytes()
+    trainer(converted(), tmp_path / "ck", trace=file).fit(loader(), resume=True)
+    assert file.read_bytes() == before
