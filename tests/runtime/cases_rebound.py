@@ -107,3 +107,32 @@ def emptied() -> list[str]:
     trainer = helpers.trainer(local, executor="distributed", progress=False, gather="none")
     trainer.fit(data(), data())
     return sorted(name for name, t in weights_of(local).items() if not t.is_meta and ".mean" in name)
+
+
+class Follows(nn.Module):
+    """Keeps something of every sample of the last batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 12)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        if self.training:
+            self.seen = h.detach()[:, 0]
+        return -h if float(self.seen.sum()) == 123.0 else h
+
+
+def followed() -> list[int]:
+    """Trains two replicas of two parts twice, on batches of 6, 6, 6 and 4; sizes of what is kept, after each."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 12), Follows(), nn.Tanh(), nn.Linear(12, helpers.CLASSES))
+    local = to_local(net, torch.randn(6, 5), method="early_exit", parts=2, verify=False)
+    sizes = []
+    for _ in range(2):
+        trainer = helpers.trainer(local, executor="distributed", progress=False, data_parallel=2, gather="all")
+        trainer.fit(helpers.loader(shuffle=False))
+        (name,) = (name for name in weights_of(local) if name.endswith("seen"))
+        sizes.append(len(weights_of(local)[name]))
+    return sizes

@@ -66,6 +66,12 @@ def test_replicas_keep_those_of_the_first(several: Several) -> None:
     assert any(found[0]["began 1"])
 
 
+def test_replicas_take_a_buffer_of_another_shape(several: Several) -> None:
+    """The second run begins with that of the first replica, whose last batch was larger: gloo ended the process."""
+    found = several.results(f"{CASES}followed", 4)
+    assert found[0] == found[1] == [6, 6]
+
+
 def test_borrowed_buffers_are_given_up_again(several: Several) -> None:
     found = several.results(f"{CASES}emptied", 3)
     assert len({name for names in found for name in names}) == sum(len(names) for names in found)
