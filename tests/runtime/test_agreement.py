@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,6 @@ from localize.runtime.agreement import settings
 from tests.runtime.several import Several
 
 CASES = "tests.runtime.cases_agreement:"
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 @pytest.mark.parametrize(

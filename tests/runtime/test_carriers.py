@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +29,6 @@ from tests.runtime.several import Several
 
 CASES = "tests.runtime.cases_carriers:"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 # ------------------------------------------------------------------ runs

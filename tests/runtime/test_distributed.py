@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from tests.runtime.several import Several
 
 CASES = "tests.runtime.cases:"
 RANKS = (2, 3, 4)
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 def is_one(several: Several, folder: Path, model: str, method: str, ranks: int, **options: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -229,13 +229,6 @@ def test_methods_that_learn_otherwise_are_refused() -> None:
 
 
 # ------------------------------------------------------------------ a part a rank
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 def trained(kind: str, parts: int, optimizer: str, spread: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ from tests.runtime.cases_materialise import WIDTH, Plain, saved
 from tests.runtime.several import ROOT, Several
 
 CASES = "tests.runtime.cases_materialise:"
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 # ------------------------------------------------------------------ the same bits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,6 @@ from tests.runtime.cases import METHODS, made
 from tests.runtime.several import Several
 
 CASES = "tests.runtime.cases:"
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 def trained(model: str, method: str, microbatches: int) -> dict[str, Tensor]:

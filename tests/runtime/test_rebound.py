@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,6 @@ import pytest
 from tests.runtime.several import Several
 
 CASES = "tests.runtime.cases_rebound:"
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 @pytest.mark.parametrize(("method", "ranks"), [("early_exit", 2), ("early_exit", 3), ("bp", 2), ("bp", 3), ("al", 3)])

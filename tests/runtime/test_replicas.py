@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ from tests.runtime.helpers import converted, trainer
 from tests.runtime.several import Several
 
 CASES = "tests.runtime.cases_replicas:"
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
 
 
 @pytest.mark.parametrize(

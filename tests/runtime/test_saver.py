@@ -34,13 +34,6 @@ from tests.runtime.several import Several
 CASES = "tests.runtime.cases_saver:"
 
 
-@pytest.fixture(scope="module")
-def several() -> Iterator[Several]:
-    processes = Several()
-    yield processes
-    processes.close()
-
-
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     """Holds back the thread that writes until ``held.go`` is set."""

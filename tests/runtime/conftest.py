@@ -1,0 +1,16 @@
+"""Processes that several tests of a file share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.runtime.several import Several
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[Several]:
+    processes = Several()
+    yield processes
+    processes.close()
