@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,21 +15,34 @@ from localize.model import LocalModel
 Shape = tuple[int, ...]
 
 
+def roots(local: LocalModel) -> list[tuple[str, nn.Module]]:
+    """What all tensors are in, with the path that comes before their names."""
+    found: list[tuple[str, nn.Module]] = [("", local.to_standard())]
+    found += [(f"appended.{number}", module) for number, module in enumerate(local.appended, 1)]
+    return found + [(f"heads.{number}", head) for number, head in enumerate(local.heads, 1) if head is not None]
+
+
+def every_tensor(local: LocalModel) -> dict[str, Tensor]:
+    """As ``named_tensors``, but a tied tensor has all of its names."""
+    return {name: tensor for path, root in roots(local) for name, tensor in _saved(path, root)}
+
+
 def named_tensors(local: LocalModel) -> dict[str, Tensor]:
     """Parameters and buffers by original name, those of heads as ``heads.K.…``. A tied tensor has one name."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in local.to_standard().state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor
-    for number, module in enumerate(local.appended, 1):
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            tensors[f"appended.{number}.{name}"] = tensor
-    for number, head in enumerate(local.heads, 1):
-        for name, tensor in head.state_dict(keep_vars=True).items() if head is not None else ():
-            tensors[f"heads.{number}.{name}"] = tensor
+    for path, root in roots(local):
+        for name, tensor in _saved(path, root):
+            if path or id(tensor) not in seen:
+                seen.add(id(tensor))
+                tensors[name] = tensor
     return tensors
+
+
+def _saved(path: str, root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, value in root.state_dict(prefix=f"{path}." if path else "", keep_vars=True).items():
+        if isinstance(value, Tensor):  # modules may save other things beside
+            yield name, value
 
 
 def weights_of(local: LocalModel) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
     """Makes glibc keep what is freed, in this process; returns whether it does.
 
     A part's activations are freed after its backward pass and wanted again for the next batch. By default glibc gives
-    them back to the system in between and takes them anew, page by page, each to be cleared: 0.11 of 1.2 CPU seconds a
+    them back to the system in between and takes them anew, page by page, each to be cleared: 0.13 of 1.4 CPU seconds a
     step of ResNet-18 (batch 64, 32², one thread). The process keeps what it needed at its peak. Scripts get the same
     with the environment variables ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_`` set to 2147483647, or with
     another allocator.

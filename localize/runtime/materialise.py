@@ -25,7 +25,7 @@ from localize.model import LocalModel
 from localize.runtime import seeding
 from localize.signature import tensors_of
 from localize.stored import opened, postponed
-from localize.weights import named_tensors
+from localize.weights import named_tensors, roots
 
 _log = logging.getLogger(__name__)
 _INITIALISERS = ("reset_parameters", "_reset_parameters")
@@ -79,20 +79,12 @@ def _counts(pending: Mapping[str, Tensor], unsaved: Mapping[str, Tensor]) -> tup
     return len(real), len(pending), len(real - unsaved.keys())
 
 
-def _roots(local: LocalModel) -> list[tuple[str, nn.Module]]:
-    """What the tensors are in, with the path before their names."""
-    roots = [("", local.to_standard())]
-    roots += [(f"appended.{number}", module) for number, module in enumerate(local.appended, 1)]
-    roots += [(f"heads.{number}", head) for number, head in enumerate(local.heads, 1) if head is not None]
-    return roots
-
-
 def _by_name(local: LocalModel) -> dict[str, Tensor]:
     """All tensors: those of a ``state_dict``, and those that none holds, as the parts' own."""
     tensors = named_tensors(local)
     known = set(map(id, tensors.values()))
     parts: list[tuple[str, nn.Module]] = [(f"parts.{number}", part) for number, part in enumerate(local.parts, 1)]
-    for prefix, root in _roots(local) + parts:
+    for prefix, root in roots(local) + parts:
         for name, tensor in (*root.named_parameters(prefix), *root.named_buffers(prefix)):
             if id(tensor) not in known:
                 known.add(id(tensor))
@@ -212,7 +204,7 @@ def _units(local: LocalModel, tensors: Mapping[str, Tensor]) -> list[_Unit]:
     pending = set(map(id, tensors.values()))
     units: list[_Unit] = []
     inside: set[int] = set()
-    for prefix, root in _roots(local) if tensors else ():
+    for prefix, root in roots(local) if tensors else ():
         for path, module in root.named_modules(prefix=prefix):
             if id(module) in inside or not _resets(path, module, pending, recurse=False):
                 continue

@@ -20,7 +20,7 @@ from localize.hollow import empty_out, replace_by, unwatched
 from localize.model import LocalModel
 from localize.runtime.materialise import give_away, materialise
 from localize.runtime.ranks import Session
-from localize.weights import named_tensors
+from localize.weights import every_tensor, named_tensors
 
 _log = logging.getLogger(__name__)
 _DTYPES = tuple(sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str))
@@ -230,14 +230,6 @@ def like_of(kind: Tensor) -> Tensor:
     """A tensor without memory of the dtype and shape that ``kind_of`` told."""
     dtype, axes, *shape = kind.tolist()
     return torch.empty(shape[:axes], dtype=_DTYPES[dtype], device="meta")
-
-
-def every_tensor(local: LocalModel) -> dict[str, Tensor]:
-    """What modules hold by name, as ``named_tensors`` has it; but a tied tensor has all of its names."""
-    roots = [("", local.to_standard())]
-    roots += [(f"appended.{number}.", module) for number, module in enumerate(local.appended, 1)]
-    roots += [(f"heads.{number}.", head) for number, head in enumerate(local.heads, 1) if head is not None]
-    return {p + name: tensor for p, root in roots for name, tensor in root.state_dict(keep_vars=True).items()}
 
 
 def tensors_in(*modules: nn.Module | None) -> list[Tensor]:

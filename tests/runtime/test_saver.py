@@ -89,6 +89,7 @@ def test_a_copy_shares_no_memory_and_waits_for_nothing() -> None:
     assert all(t.is_contiguous() for t in copy.weights.values())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_copy_from_a_gpu_is_of_the_moment_it_was_asked_for() -> None:
     weight = torch.ones(1 << 20, device="cuda")
