@@ -24,8 +24,8 @@ from localize.heads.base import Method
 from localize.heads.registry import get_method
 from localize.runtime.costs import Cost, Costs, costs_of_plan, samples_of
 from localize.runtime.gantt import draw
+from localize.runtime.jobs import Order
 from localize.runtime.predict import Prediction, predict
-from localize.runtime.schedule import Order
 from localize.runtime.timeline import Unit
 from localize.spec import Plan
 

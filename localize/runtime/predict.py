@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from localize.heads.base import Method
 from localize.runtime.costs import Costs
-from localize.runtime.schedule import Order
-from localize.runtime.simulate import simulate
+from localize.runtime.jobs import Order
+from localize.runtime.schedule import schedule
+from localize.runtime.simulate import end, simulate, work
 from localize.runtime.timeline import Timeline, Unit
 
 
@@ -16,8 +18,9 @@ from localize.runtime.timeline import Timeline, Unit
 class Prediction:
     """What a schedule comes to once it runs evenly.
 
-    ``step`` is the time a batch, in the costs' unit; ``slowest`` the part with the most work of its own and
-    ``slowest_work`` that work a batch, which no schedule can beat; ``timeline`` shows the first batches.
+    ``step`` is the time a batch, in the costs' unit; ``slowest`` the part (where ranks have several: the rank, from 0)
+    with the most work of its own and ``slowest_work`` that work a batch, which no schedule can beat; ``timeline`` shows
+    the first batches.
     """
 
     timeline: Timeline
@@ -27,15 +30,16 @@ class Prediction:
 
     @property
     def efficiency(self) -> float:
-        """The slowest part's own work over the time a batch takes: 1 where nothing is waited for."""
+        """The slowest part's (or rank's) own work over the time a batch takes: 1 where nothing is waited for."""
         return self.slowest_work / self.step if self.step else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the timeline apart."""
+        who = "rank" if self.timeline.ranks else "part"
         return {
             "step": self.step,
-            "slowest_part": self.slowest,
-            "slowest_part_work": self.slowest_work,
+            f"slowest_{who}": self.slowest,
+            f"slowest_{who}_work": self.slowest_work,
             "efficiency": self.efficiency,
         }
 
@@ -50,6 +54,7 @@ def predict(
     window: int | None = None,
     order: Order = "stage",
     unit: Unit = "steps",
+    ranks: int | Sequence[range] | None = None,
 ) -> Prediction:
     """The time a batch, from batches after a start that fills the pipe: arguments as of ``simulate``.
 
@@ -59,12 +64,13 @@ def predict(
         ConfigError: costs, numbers or an order that make no sense, all at once.
     """
 
-    def timeline(count: int) -> Timeline:
-        arguments: dict[str, Any] = {"parts": parts, "microbatches": microbatches, "window": window, **vars(costs)}
-        return simulate(method, batches=count, order=order, unit=unit, **arguments)
-
-    shown, start = timeline(batches), 4 * parts
-    once, twice = timeline(start), timeline(2 * start)
-    work = {part: twice.busy(part) / (2 * start) for part in twice.parts}
-    slowest = max(work, key=lambda part: work[part], default=1)
-    return Prediction(shown, (twice.end - once.end) / start, slowest, work.get(slowest, 0.0))
+    shape: dict[str, Any] = {"parts": parts, "microbatches": microbatches, "order": order}
+    shown = simulate(method, batches=batches, window=window, unit=unit, ranks=ranks, **shape, **vars(costs))
+    shape["ranges"] = shown.ranks or None
+    start = 4 * parts
+    once, twice = (end(schedule(method, batches=n, **shape), costs, window) for n in (start, 2 * start))
+    own = work(schedule(method, batches=1, **shape), costs)
+    todo = [float(sum(own[part] for part in numbers)) for numbers in shown.ranks] or [float(own[part]) for part in own]
+    slowest = max(range(len(todo)), key=lambda place: todo[place])
+    number = slowest if shown.ranks else slowest + 1
+    return Prediction(shown, (twice - once) / start, number, todo[slowest])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -57,6 +58,8 @@ class Interval:
 class Timeline:
     """Intervals of all parts, in any order of arrival; those of one part do not overlap.
 
+    ``ranks`` are the parts of each rank, where ranks have several.
+
     Raises:
         ConfigError: intervals that end before they start, overlap or have an unknown kind, all at once.
     """
@@ -64,6 +67,7 @@ class Timeline:
     intervals: tuple[Interval, ...]
     unit: Unit = "steps"
     title: str = ""
+    ranks: tuple[range, ...] = ()
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.intervals, key=lambda each: (each.part, each.start, each.end)))
@@ -92,9 +96,21 @@ class Timeline:
         """From the first start to the last end: time steps, or seconds where measured."""
         return self.end - self.start
 
+    @cached_property
+    def _by_part(self) -> dict[int, tuple[Interval, ...]]:
+        found: dict[int, list[Interval]] = defaultdict(list)
+        for each in self.intervals:
+            found[each.part].append(each)
+        return {part: tuple(own) for part, own in found.items()}
+
     def of(self, part: int) -> tuple[Interval, ...]:
         """One part's intervals, in order of time."""
-        return tuple(each for each in self.intervals if each.part == part)
+        return self._by_part.get(part, ())
+
+    def row(self, part: int) -> str:
+        """What a person calls a part's row: ``part 3``, or ``rank 1, part 3``."""
+        ranks = [rank for rank, numbers in enumerate(self.ranks) if part in numbers]
+        return f"rank {ranks[0]}, part {part}" if ranks else f"part {part}"
 
     def busy(self, part: int) -> float:
         """How long a part worked: all its intervals but the waits."""
@@ -102,8 +118,8 @@ class Timeline:
 
     @property
     def idle_share(self) -> float:
-        """The share of all parts' time, from first start to last end, in which they did not work; 0 to 1."""
-        whole = self.steps * len(self.parts)
+        """The share of all parts' (ranks') time, from first start to last end, in which they did not work; 0 to 1."""
+        whole = self.steps * len(self.ranks or self.parts)
         return 1 - sum(map(self.busy, self.parts)) / whole if whole else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +130,8 @@ class Timeline:
             "steps": self.steps,
             "idle_share": self.idle_share,
             "busy": {str(part): self.busy(part) for part in self.parts},
-            "intervals": [asdict(each) for each in self.intervals],
+            **({"ranks": [list(numbers) for numbers in self.ranks]} if self.ranks else {}),
+            "intervals": [dict(vars(each)) for each in self.intervals],
         }
 
     def to_trace(self, path: str | Path) -> None:
@@ -126,7 +143,7 @@ class Timeline:
         events: list[dict[str, Any]] = [_named("process_name", 0, self.title or "localize")]
         events += [_named("thread_name", part, f"part {part}") for part in self.parts]
         for each in self.intervals:
-            known = asdict(each)
+            known = vars(each)
             events.append(
                 {
                     "name": f"{each.label} {each.batch}" + (f".{each.micro}" if each.micro is not None else ""),

@@ -17,7 +17,7 @@ from localize.errors import ConfigError, MethodError
 from localize.heads.base import Method
 from localize.heads.nwise import NWise
 from localize.runtime.messages import Side
-from localize.runtime.schedule import Job, Schedule, schedule
+from localize.runtime.schedule import Job, Round, Schedule, schedule
 from localize.runtime.simulate import Costs, run, simulate
 from localize.runtime.timeline import Timeline
 
@@ -380,7 +380,7 @@ def test_a_schedule_that_cannot_go_on_is_an_error() -> None:
     below = Job(1, 1, "receive", None, Side.ABOVE, "gradients")
     above = Job(2, 1, "receive", None, Side.BELOW, "activations")
     with pytest.raises(ConfigError, match="part 1, batch 1: gradients from above; part 2"):
-        run(Schedule("bp", "stage", 1, 1, ((below,), (above,))), Costs())
+        run(Schedule("bp", "stage", 1, 1, (range(1, 2), range(2, 3)), ((Round((below,)),), (Round((above,)),))), Costs())
 
 
 def kinds(found: Timeline) -> Iterator[str]:
