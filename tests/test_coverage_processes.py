@@ -73,6 +73,7 @@ def test_a_record_that_broke_off_is_read_as_far_as_it_goes(tmp_path: Path) -> No
     assert record.read() == {"captured": "yes"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_its_exit_status_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from localize.errors import CheckpointError, PlacementError, problem_list
 from localize.model import LocalModel
 from localize.runtime.checkpoint import TOKEN
 from localize.runtime.options import Options
-from localize.runtime.ranks import POLL_S, Session
+from localize.runtime.session import POLL_S, Session
 from localize.spec import plain
 from localize.weights import fingerprint
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from localize.errors import WireError
 from localize.runtime.carriers import Carrier, Load
 from localize.runtime.causes import Cause
-from localize.runtime.ranks import POLL_S, Session
+from localize.runtime.session import POLL_S, Session
 from localize.runtime.wire import (
     HEADER_BYTES,
     Edge,
@@ -84,8 +84,7 @@ class Outbox:
         self._room = threading.Semaphore(window)
         self._queue: SimpleQueue[_Parcel | None] = SimpleQueue()
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True, name=f"outbox {edge}")
-        self._thread.start()
+        self._thread = session.waiters.start(self._run, f"outbox {edge}")
 
     def put(self, envelope: Envelope) -> None:
         """Sends a message as soon as the neighbour takes it.
@@ -101,10 +100,11 @@ class Outbox:
         self._queue.put(parcel)
 
     def abort(self, cause: Cause) -> None:
-        """Tells the neighbour of a failure, if it can be told without waiting."""
+        """Tells the neighbour of a failure, if it can be told without waiting; sends nothing after that."""
         if self._error is None and self._room.acquire(blocking=False):
             header, *_ = encode(Envelope(Kind.ABORT, 0, self.edge, note={"cause": asdict(cause)}))
             self._queue.put(_Parcel((header,)))
+        self._queue.put(None)
 
     def close(self) -> None:
         """Sends the last message, and waits until all have left."""
@@ -177,8 +177,8 @@ class Inbox:
         self._group, self._tag = session.ranks.group, tag
         self._room = threading.Semaphore(window)
         self._queue: SimpleQueue[tuple[Header, Tensor | None] | Exception] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True, name=f"inbox {contract.edge}")
-        self._thread.start()
+        self._over = False
+        self._thread = session.waiters.start(self._run, f"inbox {contract.edge}")
 
     def get(self) -> Envelope:
         """The next message; waits for it.
@@ -218,10 +218,17 @@ class Inbox:
             raise WireError(f"Edge {self.contract.edge}: expected the end, found {envelope.kind.name}.")
         self._thread.join()
 
+    def abort(self) -> None:
+        """Nobody asks for another message."""
+        self._over = True
+        self._room.release()  # its thread may wait for room
+
     def _run(self) -> None:
         kind = None
         while kind not in (Kind.END, Kind.ABORT):
             self._room.acquire()
+            if self._over:
+                return
             try:
                 header, payload = receive(self._receive, self.contract, self._carrier)
             except WireError as error:

@@ -1,38 +1,20 @@
-"""The processes of one run: how they find each other, agree, and learn that one of them failed.
-
-Small values go through the store that the launcher keeps: every wait on it is short and looks for a failure in
-between, so that nobody waits long for a rank that is gone. The first rank to fail writes down why; all others stop
-with that reason. Tensors go through a process group of gloo, see ``links.py``.
-"""
+"""How the processes of a run find each other. What they then have in common is a ``Session``."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from localize.errors import LocalizeError, PlacementError
-from localize.runtime.causes import Cause, Stopped
+from localize.errors import PlacementError
 
-POLL_S = 0.25  # how often a waiting rank looks for a failure elsewhere
-_GRACE_S = 2.0  # how long one whose neighbour is gone waits for that neighbour's reason
 FOREVER = timedelta(days=30)  # a rank may wait long for data; that another one is gone it learns otherwise
 _START = timedelta(minutes=10)  # for all ranks to appear
-_ABORT = "abort"
-_LONGEST = 1000  # characters of a reason
-T = TypeVar("T")
-Lost = Callable[[Exception], LocalizeError]
 
 
 @dataclass(frozen=True)
@@ -51,7 +33,6 @@ class Ranks:
 
 
 _joined: Ranks | None = None
-_sessions = 0
 
 
 def launched() -> bool:
@@ -101,7 +82,7 @@ def join() -> Ranks:
     return _joined
 
 
-def _launcher_keeps_store() -> bool:
+def launcher_keeps_store() -> bool:
     """Whether the store outlives all ranks; else the first rank keeps it."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
@@ -112,187 +93,3 @@ def _start_group() -> None:
     store, rank, count = next(rendezvous("env://", timeout=_START))
     prefixed = PrefixStore(f"localize/attempt/{_attempt()}", store)
     dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=count, timeout=_START)
-
-
-class Session:
-    """One ``fit`` or ``evaluate`` of all ranks together.
-
-    Attributes:
-        ranks: this process among them.
-        names: which parts each rank has, in words.
-        step: the step this rank is at, from 0; for messages.
-    """
-
-    def __init__(self, ranks: Ranks, names: Sequence[str]) -> None:
-        global _sessions
-        _sessions += 1
-        self.ranks, self.names, self.step = ranks, list(names), 0
-        self._store = PrefixStore(f"localize/{_sessions}", ranks.store)
-        self._gathered = 0
-
-    # ---------------------------------------------------------------- failing
-
-    def check(self) -> None:
-        """Raises ``Stopped`` where any rank has failed."""
-        cause = self._known_cause()
-        if cause is not None:
-            raise self.stopped(cause)
-
-    def stopped(self, cause: Cause) -> Stopped:
-        """The error of a rank that stops because another one failed."""
-        tells = cause.gone and self.ranks.rank == (1 if cause.rank == 0 else 0)
-        here = f"Rank {self.ranks.rank} ({self.names[self.ranks.rank]})"
-        return Stopped(f"{here} stopped at step {self.step + 1}, because of {cause}", cause, tells)
-
-    def fail(self, error: BaseException, edge: str | None = None) -> Cause:
-        """Tells all ranks of an error here; returns the run's first failure, which may be another's."""
-        if isinstance(error, Stopped):
-            return error.cause
-        known = isinstance(error, LocalizeError)
-        text = str(error) if known else f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-        return self._blame(self._cause(self.ranks.rank, edge, " ".join(text.split())[:_LONGEST]))
-
-    def lost(self, rank: int, edge: str | None) -> Stopped:
-        """The error of a rank whose connection to a neighbour broke: that one's own reason, if it has left any."""
-        end = time.monotonic() + _GRACE_S
-        while time.monotonic() < end:
-            cause = self._known_cause()
-            if cause is not None:
-                return self.stopped(cause)
-            time.sleep(POLL_S / 5)
-        return self.stopped(self._blame(self._cause(rank, edge, "the process is gone.", gone=True)))
-
-    def _cause(self, rank: int, edge: str | None, error: str, gone: bool = False) -> Cause:
-        return Cause(rank, self.names[rank], self.step + 1, edge, error, gone)
-
-    def _blame(self, cause: Cause) -> Cause:
-        try:
-            first = self._store.compare_set(_ABORT, "", json.dumps(asdict(cause)))
-        except RuntimeError:  # the store is gone, too
-            return cause
-        return Cause(**json.loads(first))
-
-    def _known_cause(self) -> Cause | None:
-        try:
-            return Cause(**json.loads(self._store.get(_ABORT))) if self._store.check([_ABORT]) else None
-        except RuntimeError:
-            return self._storeless()
-
-    def _storeless(self) -> Cause:
-        if _launcher_keeps_store():
-            return self._cause(self.ranks.rank, None, "the launcher is gone, and its store with it.")
-        return self._cause(0, None, "the process is gone, and the store that it kept.", gone=True)
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        try:
-            return question()
-        except RuntimeError as error:
-            raise self.stopped(self._storeless()) from error
-
-    def leave(self, failed: bool) -> None:
-        """The last call of all. The process that keeps the store stays until the others need it no more."""
-        keeps = self.ranks.first and not _launcher_keeps_store()
-        if failed:
-            time.sleep(3 * POLL_S if keeps and self.ranks.count > 1 else 0.0)
-            return
-        gone = self.count("left")
-        while keeps and gone < self.ranks.count:
-            self.check()
-            time.sleep(POLL_S / 50)
-            gone = self._ask(lambda: self._store.add("count/left", 0))
-
-    # ---------------------------------------------------------------- agreeing
-
-    def gather(self, value: Any) -> list[Any]:
-        """What every rank gave, by rank. Values are plain data (JSON); all ranks call this in the same order.
-
-        Raises:
-            Stopped: another rank failed meanwhile.
-        """
-        self._gathered += 1
-        prefix = f"gather/{self._gathered}"
-        self._ask(lambda: self._store.set(f"{prefix}/{self.ranks.rank}", json.dumps(value)))
-        keys = [f"{prefix}/{rank}" for rank in range(self.ranks.count)]
-        self._wait(keys)
-        result = self._ask(lambda: [json.loads(self._store.get(key)) for key in keys])
-        # Whoever is here has read all that came before: what lies two gatherings back, nobody needs.
-        self._ask(lambda: self._store.delete_key(f"gather/{self._gathered - 2}/{self.ranks.rank}"))
-        return result
-
-    def wait_for_all(self) -> None:
-        """Until every rank is here. Errors: see ``gather``, among whose calls this counts."""
-        self.gather(None)
-
-    def _wait(self, keys: list[str]) -> None:
-        pause = 0.0005  # asked anew now and then: a wait of the store itself is not interrupted by a failure
-        while not self._ask(lambda: self._store.check(keys)):
-            try:
-                self.check()
-            except Stopped:  # a rank that failed on what all gave: then it is there for this one, too
-                if self._ask(lambda: self._store.check(keys)):
-                    return
-                raise
-            time.sleep(pause)
-            pause = min(pause * 1.5, POLL_S / 10)
-
-    def count(self, name: str) -> int:
-        """How many ranks have called this with ``name``, this one included."""
-        return self._ask(lambda: self._store.add(f"count/{name}", 1))
-
-    def post(self, name: str, value: Any) -> None:
-        """Leaves a value for others to look at."""
-        self._ask(lambda: self._store.set(f"board/{name}/{self.ranks.rank}", json.dumps(value)))
-
-    def look(self, name: str) -> list[Any]:
-        """The last value of every rank, by rank; None where it has posted none. Waits for nobody."""
-        store, keys = self._store, [f"board/{name}/{rank}" for rank in range(self.ranks.count)]
-        return self._ask(lambda: [json.loads(store.get(k)) if store.check([k]) else None for k in keys])
-
-    # ---------------------------------------------------------------- tensors
-
-    def watched(
-        self, function: Callable[[], T], lost: Lost, waiting: Callable[[], Any] = lambda: None,
-        limit_s: float = math.inf,
-    ) -> T:  # fmt: skip
-        """Runs what may wait long for other ranks, in a thread, and gives up where a rank fails.
-
-        ``lost`` makes the error to raise of one of ``function``, or of a ``TimeoutError`` after ``limit_s``.
-        ``waiting`` is called once if it takes long. Raises ``Stopped`` where another rank failed meanwhile.
-        """
-        results, errors = list[T](), list[Exception]()
-
-        def run() -> None:
-            try:
-                results.append(function())
-            except Exception as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        end = time.monotonic() + limit_s
-        thread.join(POLL_S)
-        if thread.is_alive():
-            waiting()
-        while thread.is_alive():
-            self.check()
-            if time.monotonic() > end:
-                raise lost(TimeoutError())
-            thread.join(POLL_S)
-        if errors:
-            raise lost(errors[0]) from errors[0]
-        return results[0]
-
-    def call(self, function: Callable[[], T], other: int, limit_s: float = math.inf) -> T:
-        """Runs what may wait long for rank ``other``, see ``watched``. Raises ``Stopped``, also where that is gone."""
-        return self.watched(function, lambda error: self.lost(other, None), limit_s=limit_s)
-
-    def send(self, tensor: torch.Tensor, to: int) -> None:
-        """Hands a tensor to a rank that calls ``receive`` for it."""
-        held = tensor.detach().cpu().contiguous()
-        self.call(lambda: self.ranks.group.send([held], to, 1).wait(), to)
-
-    def receive(self, like: torch.Tensor, source: int) -> torch.Tensor:
-        """A tensor of a rank that calls ``send``, of the shape and dtype of ``like``, on the CPU."""
-        held = torch.empty(like.shape, dtype=like.dtype)
-        self.call(lambda: self.ranks.group.recv([held], source, 1).wait(), source)
-        return held

@@ -23,7 +23,8 @@ from localize.errors import LocalizeError, WireError
 from localize.hollow import replace_by
 from localize.runtime.metrics import Tally
 from localize.runtime.placement import Holdings, Placement, kind_of, like_of
-from localize.runtime.ranks import FOREVER, POLL_S, Session
+from localize.runtime.ranks import FOREVER
+from localize.runtime.session import POLL_S, Session
 
 _ROLL_CALL_S = 3.0  # how long the others have to show that they are there, after a connection broke
 _groups: dict[tuple[int, int], dist.ProcessGroup] = {}
@@ -56,6 +57,7 @@ class Replicas:
         self.session, self.count, self.index = session, placement.replicas, placement.replica
         self.first = self.index == 0
         self._group = _groups[len(placement.ranges), placement.replicas]
+        session.waiters.groups.append(self._group)
         members = [placement.global_rank(placement.rank, replica) for replica in range(self.count)]
         self._others = [rank for rank in members if rank != session.ranks.rank]
         self._calls = 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from localize.errors import CheckpointError, LocalizeError
 from localize.runtime import checkpoint
 from localize.runtime.checkpoint import WHOLE, Share
-from localize.runtime.ranks import POLL_S
+from localize.runtime.session import POLL_S
 from localize.runtime.snapshot import Snapshot, copied
 
 PATIENCE_S = 60.0  # how long a run that failed waits for the checkpoint that is being written

@@ -19,9 +19,10 @@ from localize.runtime.materialise import materialise
 from localize.runtime.options import Options
 from localize.runtime.placement import Holdings, placement_of
 from localize.runtime.precision import PRECISIONS, autocast_for
-from localize.runtime.ranks import Session, expected, join, restarted
+from localize.runtime.ranks import expected, join, restarted
 from localize.runtime.replicas import Replicas, join_replicas
 from localize.runtime.run import Run
+from localize.runtime.session import Session
 from localize.runtime.wires import Wires
 
 _log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Team:
 
     wires: Wires
     _run: Run | None = None
-    _broken = False  # whether messages of a run that failed may still be on their way
+    _broken = False  # whether a run failed whose messages may still be on their way, or whose connections are closed
 
     @staticmethod
     def place(local: LocalModel, options: Options, device: torch.device | str | None) -> torch.device:
@@ -132,7 +133,7 @@ class Team:
     def __enter__(self) -> Self:
         if Team._broken:
             raise PlacementError(
-                "An earlier run of these processes failed, and its messages may still be on their way; start them anew."
+                "An earlier run of these processes failed, and their connections are closed; start them anew."
             )
         self.session = Session(self._ranks, self.placement.names)
         self.holdings = Holdings(self.local, self.placement, self.session)
@@ -140,8 +141,7 @@ class Team:
         try:
             self._agree()
         except BaseException as error:
-            self.session.fail(error)
-            self.session.leave(failed=True)
+            self._give_up(error)
             raise
         return self
 
@@ -149,16 +149,26 @@ class Team:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            cause = self.session.fail(error)
+            self._give_up(error)
+            return
+        try:
             if self._open is not None:
-                self._open.abort(cause)
-                Team._broken = True
-            if self._run is not None:
-                self._run.saver.stop()  # the others know by now, and need not wait for it
-        elif self._open is not None:
-            self._open.close()
+                self._open.close()
+            self.session.leave()
+        except BaseException as failure:
+            self._give_up(failure)
+            raise
         self._open = None
-        self.session.leave(failed=error is not None)
+
+    def _give_up(self, error: BaseException) -> None:
+        cause = self.session.fail(error)
+        if self._open is not None:
+            self._open.abort(cause)
+        if self._run is not None:
+            self._run.saver.stop()  # the others know by now, and need not wait for it
+        closed = self.session.give_up()
+        Team._broken |= closed or self._open is not None
+        self._open = None
 
     def agreed(self, value: Any) -> Any:
         return self.session.gather(value)[0]

@@ -24,7 +24,8 @@ from localize.runtime.carriers import LATE_S, Carrier, DeviceMemory, HostMemory
 from localize.runtime.contracts import messages_down
 from localize.runtime.lanes import CudaLane, Lane
 from localize.runtime.placement import Placement
-from localize.runtime.ranks import FOREVER, Session
+from localize.runtime.ranks import FOREVER
+from localize.runtime.session import Session
 
 TRANSPORTS = ("auto", "gloo", "nccl")
 _VARIABLE = "LOCALIZE_TRANSPORT"

@@ -15,7 +15,7 @@ from localize.runtime.contracts import Downwards, Upwards, crossing_into, messag
 from localize.runtime.links import Inbox, Outbox
 from localize.runtime.messages import Message, Side, Upward
 from localize.runtime.placement import Placement
-from localize.runtime.ranks import Session
+from localize.runtime.session import Session
 from localize.runtime.transport import Carriers, rank_edges
 from localize.runtime.wire import Edge, Envelope, Kind, place
 from localize.spec import TensorSpec
@@ -128,9 +128,11 @@ class Wires:
         self._carriers.close()
 
     def abort(self, cause: Cause) -> None:
-        """Tells the neighbours of a failure."""
+        """Tells the neighbours of a failure; nothing is sent or taken after that."""
         for outbox in self._outboxes.values():
             outbox.abort(cause)
+        for inbox in self._inboxes.values():
+            inbox.abort()
         self._carriers.abort()
 
 

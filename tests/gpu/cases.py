@@ -21,7 +21,8 @@ from localize.runtime.carriers import HostMemory
 from localize.runtime.lanes import CudaLane
 from localize.runtime.links import Inbox, Outbox
 from localize.runtime.messages import Upward
-from localize.runtime.ranks import Session, join
+from localize.runtime.ranks import join
+from localize.runtime.session import Session
 from localize.runtime.wire import Edge, Envelope, Header, Kind
 from localize.weights import weights_of
 from tests.runtime import cases, helpers

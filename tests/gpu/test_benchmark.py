@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     options = ["--device", "cpu", "--tiny", "--models", "gpt", "texts", "--steps", "2", "--warmup", "1"]

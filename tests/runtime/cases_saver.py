@@ -17,8 +17,9 @@ from localize.runtime import checkpoint, saver
 from localize.runtime.causes import Stopped
 from localize.runtime.checkpoint import LATEST, WEIGHTS, Share
 from localize.runtime.distributed import DistributedRun
-from localize.runtime.ranks import Session, join
+from localize.runtime.ranks import join
 from localize.runtime.run import Run
+from localize.runtime.session import Session
 from localize.runtime.snapshot import Snapshot
 from localize.weights import weights_of
 from tests.runtime import cases_replicas, helpers

@@ -28,6 +28,7 @@ def faults(kept: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+@pytest.mark.slow
 def test_pages_are_taken_from_the_system_once() -> None:
     kept = faults("kept")
     if kept < 0:

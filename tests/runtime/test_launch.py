@@ -43,6 +43,7 @@ def test_the_command_starts_its_own_ranks(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_processes_may_be_replicas(tmp_path: Path) -> None:
     done = train(tmp_path / "four", "--parts", "2", "--nproc-per-node", "4", "--data-parallel", "2")
     assert done.returncode == 0, done.stderr

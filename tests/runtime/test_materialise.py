@@ -275,7 +275,8 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("more", "said"),
     [("pass", "was built without memory"),
-     ("self.register_buffer('noise', torch.rand(3), persistent=False)", "memory first: its code draws random numbers")],
+     pytest.param("self.register_buffer('noise', torch.rand(3), persistent=False)",
+                  "memory first: its code draws random numbers", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_an_artefact_is_trained_by_ranks_that_read_what_they_need(tmp_path: Path, more: str, said: str) -> None:
     (tmp_path / "net.py").write_text(MODEL.format(more=more))

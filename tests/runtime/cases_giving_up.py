@@ -1,0 +1,92 @@
+"""What ranks do in ``test_giving_up.py``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from localize.runtime.session import Session
+from tests.runtime import helpers
+from tests.runtime.cases import _message, made, rank
+
+WAITING = ("inbox", "outbox", "waiting")
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(WAITING)]
+
+
+def threads_left(method: str, on: int, replicas: int) -> dict[str, Any]:
+    """Trains until a rank fails; which threads wait for other ranks during training, and after it."""
+    local, loader = made("mixed", method, 3 if replicas == 1 else 2)
+    during: list[str] = []
+
+    def misbehave(step: int, reports: object) -> None:
+        if step == 4:
+            during.extend(threads())
+            if rank() == on:
+                raise helpers.Interruption("something broke")
+
+    trainer = helpers.trainer(
+        local, executor="distributed", progress=False, on_step=misbehave, data_parallel=replicas
+    )
+    try:
+        trainer.fit(loader, epochs=5)
+    except Exception as error:
+        return {**_message(error), "during": during, "after": threads()}
+    return {"kind": None}
+
+
+def looks_late() -> dict[str, str]:
+    """The last rank is busy for a while after the first one failed, and hears of it only then."""
+    local, loader = made("mixed", "early_exit", 3)
+    check = Session.check
+
+    def checking(session: Session) -> None:
+        if rank() == 2 and session.step >= 2:
+            time.sleep(1.5)
+        check(session)
+
+    def misbehave(step: int, reports: object) -> None:
+        if rank() == 0 and step == 4:
+            raise helpers.Interruption("something broke")
+        if rank() == 2 and step == 2:
+            time.sleep(2.5)
+
+    Session.check = checking  # type: ignore[method-assign]
+    trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave)
+    try:
+        trainer.fit(loader, epochs=5)
+    except Exception as error:
+        return _message(error)
+    return {"kind": "nothing"}
+
+
+def one_is_killed() -> dict[str, str]:
+    """The second rank is killed."""
+    local, loader = made("mixed", "bp", 3)
+
+    def misbehave(step: int, reports: object) -> None:
+        if rank() == 1 and step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave)
+    try:
+        trainer.fit(loader, epochs=5)
+    except Exception as error:
+        return _message(error)
+    return {"kind": "nothing"}
+
+
+def breaks() -> None:
+    """The second rank fails, in a process that then ends."""
+    local, loader = made("mixed", "bp", 3)
+
+    def misbehave(step: int, reports: object) -> None:
+        if rank() == 1 and step == 10:
+            raise helpers.Interruption("something broke")
+
+    helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave).fit(loader, epochs=5)
