@@ -19,7 +19,7 @@ from localize.errors import PlacementError
 from localize.hollow import empty_out, replace_by, unwatched
 from localize.model import LocalModel
 from localize.runtime.materialise import give_away, materialise
-from localize.runtime.ranks import Session
+from localize.runtime.session import Session
 from localize.weights import every_tensor, named_tensors
 
 _log = logging.getLogger(__name__)
