@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from localize.heads.base import Method
 from localize.runtime.costs import Costs
 from localize.runtime.jobs import Order
 from localize.runtime.schedule import schedule
-from localize.runtime.simulate import end, simulate, work
+from localize.runtime.simulate import ends, simulate, work
 from localize.runtime.timeline import Timeline, Unit
 
 
@@ -68,7 +68,11 @@ def predict(
     shown = simulate(method, batches=batches, window=window, unit=unit, ranks=ranks, **shape, **vars(costs))
     shape["ranges"] = shown.ranks or None
     start = 4 * parts
-    once, twice = (end(schedule(method, batches=n, **shape), costs, window) for n in (start, 2 * start))
+    if order == "hogwild":  # batches overlap, and the last ones do so otherwise
+        once, twice = (ends(schedule(method, batches=n, **shape), costs, window)[-1] for n in (start, 2 * start))
+    else:
+        planned = schedule(method, batches=start, **shape)
+        once, twice = ends(replace(planned, rounds=tuple(rounds * 2 for rounds in planned.rounds)), costs, window)
     own = work(schedule(method, batches=1, **shape), costs)
     todo = [float(sum(own[part] for part in numbers)) for numbers in shown.ranks] or [float(own[part]) for part in own]
     slowest = max(range(len(todo)), key=lambda place: todo[place])

@@ -127,16 +127,16 @@ def run(planned: Schedule, costs: Costs, window: int | None = None, unit: Unit =
         ConfigError: parts wait for each other forever, since the window is too small for this order.
     """
     intervals: list[Interval] = []
-    _all_done(planned, costs, window, intervals)
+    _ends(planned, costs, window, intervals)
     return Timeline(tuple(intervals), unit, planned.title, planned.ranges if planned.shared else ())
 
 
-def end(planned: Schedule, costs: Costs, window: int | None = None) -> float:
-    """When all of a schedule is done: the end of its timeline, without the timeline. Errors: as ``run``."""
-    return _all_done(planned, costs, window, None)
+def ends(planned: Schedule, costs: Costs, window: int | None = None) -> list[float]:
+    """When all ranks are through with each round of a schedule, without its timeline. Errors: as ``run``."""
+    return _ends(planned, costs, window, None)
 
 
-def _all_done(planned: Schedule, costs: Costs, window: int | None, intervals: list[Interval] | None) -> float:
+def _ends(planned: Schedule, costs: Costs, window: int | None, intervals: list[Interval] | None) -> list[float]:
     prices, edges = _Prices(planned, costs), _Edges(planned, window)
     ranks = [_Rank(rounds, prices, edges, intervals) for rounds in planned.rounds]
     edges.awake.extend(ranks)
@@ -146,7 +146,7 @@ def _all_done(planned: Schedule, costs: Costs, window: int | None, intervals: li
     if stuck:
         where = "; ".join(f"part {job.part}, batch {job.batch}: {_purpose(job)}" for job in stuck)
         raise ConfigError(f"With window={window} these parts wait for each other forever: {where}. Take a larger one.")
-    return prices.number(max(rank.now for rank in ranks))
+    return [prices.number(max(times)) for times in zip(*(rank.ends for rank in ranks), strict=True)]
 
 
 class _Prices:
@@ -242,6 +242,7 @@ class _Rank:
     Attributes:
         job: what it waits to do; None: nothing any more.
         now: how far it is.
+        ends: when it was through with each round.
     """
 
     def __init__(
@@ -250,6 +251,7 @@ class _Rank:
         self.prices, self.edges, self.intervals = prices, edges, intervals
         self.job: Job | None = None
         self.now: Time = 0
+        self.ends: list[Time] = []
         self._work = self._through(rounds)
 
     def go_on(self) -> None:
@@ -278,6 +280,7 @@ class _Rank:
                     if edge.asleep is not None:
                         self.edges.awake.append(edge.asleep)
                         edge.asleep = None
+            self.ends.append(self.now)
         self.job = None
 
     def _spend(self, job: Job, later: int, kind: Kind, end: Time) -> None:

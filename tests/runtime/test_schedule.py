@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import Queue
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from localize import get_method, list_methods, to_local
+from localize import ConfigError, LocalModel, get_method, list_methods, to_local
 from localize.heads.base import Method
 from localize.heads.nwise import NWise
 from localize.runtime import micro, sequential, step
@@ -21,10 +23,11 @@ from localize.runtime.step import Scope
 
 
 class _Log(nn.Module):
-    """Records what stages do, in order, by part."""
+    """Records what stages do, in order, by rank."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ranges: Sequence[range]) -> None:
         super().__init__()
+        self.rank_of = {number: rank for rank, numbers in enumerate(ranges) for number in numbers}
         self.done: dict[int, list[tuple[Any, ...]]] = {}
         names = {"forward": "forward", "attend": "head", "learn_head": "head", "learn_from_feedback": "feedback"}
         for name, kind in names.items():
@@ -58,7 +61,7 @@ class _Log(nn.Module):
         monkeypatch.setattr(sequential, "stage_step", recorded)
 
     def note(self, owner: Stage, *what: Any) -> None:
-        self.done.setdefault(owner.number, []).append(what)
+        self.done.setdefault(self.rank_of[owner.number], []).append((owner.number, *what))
 
     def _noting(self, function: Any, name: str, kind: str) -> Any:
         def wrapped(owner: Stage, *arguments: Any) -> Any:
@@ -84,10 +87,10 @@ def content(message: Message) -> str:
 
 def as_logged(job: Job) -> tuple[Any, ...]:
     if job.kind in ("send", "receive"):
-        return job.kind, job.side, job.content
+        return job.part, job.kind, job.side, job.content
     if job.kind == "backward":
-        return "backward", job.losses, job.trains
-    return ("feedback" if job.kind == "head" and not job.trains else job.kind,)
+        return job.part, "backward", job.losses, job.trains
+    return job.part, "feedback" if job.kind == "head" and not job.trains else job.kind
 
 
 @dataclass(frozen=True)
@@ -103,27 +106,126 @@ METHODS += [Crossing()]
 METHODS += [NWise(reach=n, gradient=g) for n in (1, 3, 4, 9) for g in ("furthest", "sum")]  # type: ignore[arg-type]
 
 
+ALONE = {parts: tuple(range(n, n + 1) for n in range(1, parts + 1)) for parts in (1, 2, 4)}
+SHARED = [
+    (range(1, 5),),
+    (range(1, 3), range(3, 5)),
+    (range(1, 2), range(2, 5)),
+    (range(1, 4), range(4, 5)),
+    (range(1, 2), range(2, 4), range(4, 5)),
+]
+
+
+def converted(method: Method, parts: int) -> LocalModel:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(5) for layer in (nn.Linear(6, 6), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(6, 3))
+    return to_local(model, torch.randn(4, 6), method=method, parts=parts, verify=False)
+
+
+def pieces_of(local: LocalModel, microbatches: int) -> list[Upward]:
+    stream = dict(zip(local.signature.names, [torch.randn(6, 6)], strict=True))
+    return list(micro.split(local, Upward(stream, torch.tensor([0, 1, 2, 0, 1, 2])), microbatches))
+
+
+def as_planned(method: Method, microbatches: int, ranges: Sequence[range]) -> dict[int, list[tuple[Any, ...]]]:
+    planned = schedule(method, parts=ranges[-1][-1], batches=1, microbatches=microbatches, ranges=ranges)
+    expected = {rank: [as_logged(job) for job in jobs] for rank, jobs in enumerate(planned.jobs)}
+    for position in [i for i, what in enumerate(expected[0]) if what == (1, "forward")][::-1]:
+        expected[0].insert(position, (1, "receive", Side.BELOW, "activations"))  # the data, which no part sends
+    return expected
+
+
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize("microbatches", [1, 3])
 def test_the_schedule_is_what_stages_do(
     monkeypatch: pytest.MonkeyPatch, method: Method, parts: int, microbatches: int
 ) -> None:
-    torch.manual_seed(0)
-    layers = [layer for _ in range(5) for layer in (nn.Linear(6, 6), nn.Tanh())]
-    local = to_local(
-        nn.Sequential(*layers, nn.Linear(6, 3)), torch.randn(4, 6), method=method, parts=parts, verify=False
-    )
-    log = _Log(monkeypatch)
-    batch = Upward(_stream(local, torch.randn(6, 6)), torch.tensor([0, 1, 2, 0, 1, 2]))
-    pieces = micro.split(local, batch, microbatches)
+    local = converted(method, parts)
+    log = _Log(monkeypatch, ALONE[parts])
+    pieces = pieces_of(local, microbatches)
     sequential.run_batch(sequential.stages_of(local), pieces, log, microbatches=microbatches)
-    planned = schedule(local.method, parts=parts, batches=1, microbatches=microbatches)
-    expected = {number: [as_logged(job) for job in jobs] for number, jobs in enumerate(planned.jobs, 1)}
-    for position in [i for i, what in enumerate(expected[1]) if what == ("forward",)][::-1]:
-        expected[1].insert(position, ("receive", Side.BELOW, "activations"))  # the data, which no part sends
-    assert log.done == expected
+    assert log.done == as_planned(local.method, microbatches, ALONE[parts])
 
 
-def _stream(local: Any, inputs: torch.Tensor) -> Any:
-    return dict(zip(local.signature.names, [inputs], strict=True))
+class _Neighbours:
+    """The other ranks, each in a thread."""
+
+    def __init__(self, ranks: int) -> None:
+        self.queues = {(rank, side): Queue[Message]() for rank in range(ranks) for side in Side}
+
+    def of(self, rank: int) -> _Outside:
+        return _Outside(self, rank)
+
+
+@dataclass
+class _Outside:
+    neighbours: _Neighbours
+    rank: int
+
+    def send(self, to: Side, message: Message) -> None:
+        self.neighbours.queues[self.rank + to.value, Side(-to.value)].put(message)
+
+    def receive(self, source: Side) -> Message:
+        return self.neighbours.queues[self.rank, source].get(timeout=60)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("ranges", SHARED, ids=str)
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_the_schedule_of_a_rank_with_several_parts_is_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, method: Method, ranges: tuple[range, ...], microbatches: int
+) -> None:
+    """``run_batch`` on each rank, given what ``DistributedRun`` gives it: all pieces on the first one, else one."""
+    local = converted(method, 4)
+    log, neighbours, stages = _Log(monkeypatch, ranges), _Neighbours(len(ranges)), sequential.stages_of(local)
+
+    def work(rank: int) -> None:
+        outside = neighbours.of(rank)
+        arrived = [outside.receive(Side.BELOW)] if rank else pieces_of(local, microbatches)
+        own = stages[ranges[rank][0] - 1 : ranges[rank][-1]]
+        sequential.run_batch(own, arrived, log, outside=outside, microbatches=microbatches)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(len(ranges)) as threads:
+        for done in [threads.submit(work, rank) for rank in range(len(ranges))]:
+            done.result()
+    assert log.done == as_planned(local.method, microbatches, ranges)
+
+
+@pytest.mark.parametrize("order", ["1f1b", "hogwild"])
+@pytest.mark.parametrize("method", ["bp", "joint"])
+def test_parts_of_a_rank_are_one_stage_of_a_pipeline(order: Any, method: str) -> None:
+    """Four parts on two ranks do what two parts do, each thing once a part."""
+    m = 3 if order == "1f1b" else 1
+    ranges = (range(1, 3), range(3, 5))
+    shape: dict[str, Any] = {"batches": 4, "microbatches": m, "order": order}
+    two = schedule(get_method(method), parts=2, **shape)
+    four = schedule(get_method(method), parts=4, ranges=ranges, **shape)
+    for own, jobs, numbers in zip(two.jobs, four.jobs, ranges, strict=True):
+        for kind, up in (("forward", True), ("backward", False)):
+            once = [(job.batch, job.micro) for job in own if job.kind == kind]
+            order_within = numbers if up else numbers[::-1]
+            done = [(job.part, job.batch, job.micro) for job in jobs if job.kind == kind]
+            assert done == [(part, *piece) for piece in once for part in order_within]
+        passes = [job.kind for job in jobs if job.kind in ("forward", "backward")]
+        assert passes == [job.kind for job in own if job.kind in ("forward", "backward") for _ in numbers]
+        assert sorted((j.batch, j.part) for j in jobs if j.kind == "update") == [
+            (batch, part) for batch in range(1, 5) for part in numbers
+        ]
+
+
+@pytest.mark.parametrize(
+    "ranges", [(range(1, 3),), (range(2, 4),), (range(1, 2), range(3, 4)), (range(1, 4), range(4, 4))], ids=str
+)
+def test_ranks_that_do_not_have_all_parts(ranges: tuple[range, ...]) -> None:
+    with pytest.raises(ConfigError, match="they have the parts 1 to 3 in this order, at least one each"):
+        schedule(get_method("scpl"), parts=3, batches=1, ranges=ranges)
+
+
+def test_rounds_are_the_jobs_batch_by_batch() -> None:
+    planned = schedule(get_method("bp"), parts=3, batches=5, order="hogwild")
+    assert [[job.batch for job in jobs if job.kind == "backward"] for jobs in planned.jobs] == [[1, 2, 3, 4, 5]] * 3
+    assert [[job.batch for job in jobs if job.kind == "forward"] for jobs in planned.jobs] == [[1, 2, 3, 4, 5]] * 3
+    few = schedule(get_method("bp"), parts=4, batches=2, order="hogwild")
+    assert [job.kind for job in few.jobs[0] if job.side is None] == ["forward"] * 2 + ["backward", "update"] * 2
