@@ -267,5 +267,5 @@ def counts_while_gathering(rounds: int) -> dict[str, Any]:
         gathered.append(session.gather([ranks.rank, i]))
     for thread in threads:
         thread.join()
-    session.leave(failed=False)
+    session.leave()
     return {"told": told, "gathered": gathered}

@@ -23,6 +23,7 @@ from localize.runtime.links import Outbox
 from localize.runtime.messages import Upward
 from localize.runtime.placement import Placement
 from localize.runtime.ranks import FOREVER
+from localize.runtime.waiters import Waiters
 from localize.runtime.wire import Edge, Envelope, Header, Kind, Outline, decode, decode_header, outline
 from tests.runtime.cases_carriers import OneStream
 from tests.runtime.several import Several
@@ -260,7 +261,7 @@ def test_a_header_leaves_when_its_payload_can_follow(kind: str) -> None:
     group: Any = _Group(events)
     lane = OneStream(events)
     carrier = HostMemory(CPU, lane) if kind == "host" else DeviceMemory(CPU, lane, group)
-    session: Any = SimpleNamespace(ranks=SimpleNamespace(group=group), check=lambda: None)
+    session: Any = SimpleNamespace(ranks=SimpleNamespace(group=group), check=lambda: None, waiters=Waiters(group))
     outbox = Outbox(session, Edge(1, 2), 7, 2, carrier=carrier)
     outbox.put(Envelope(Kind.DATA, 0, Edge(1, 2), Upward({"x": torch.ones(3)}, None)))
     outbox.close()
