@@ -19,19 +19,22 @@ from localize.cli.inspect import look
 from localize.cli.loading import is_artefact, open_artefact, part_count
 from localize.cli.method_options import choose_method
 from localize.cli.output import Output
-from localize.errors import ConfigError
+from localize.errors import ConfigError, problem_list
 from localize.heads.base import Method
 from localize.heads.registry import get_method
 from localize.runtime.costs import Cost, Costs, costs_of_plan, samples_of
 from localize.runtime.gantt import draw
 from localize.runtime.jobs import Order
+from localize.runtime.placement import assign
 from localize.runtime.predict import Prediction, predict
+from localize.runtime.simulate import ranks_problems
 from localize.runtime.timeline import Unit
 from localize.spec import Plan
 
 _PIPELINE = 4  # micro-batches of the pipelines that --compare shows, where --microbatches does not say
 _WINDOW = 2  # messages under way, as in the distributed runtime
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
+_MANY, _MANY_PARTS = 50_000, 100  # of batches in parts and of parts: more take seconds
 _COSTS = ("forward", "loss", "backward", "update", "relay", "feedback", "transfer")
 _PLAN = ("flops", "bandwidth", "batch_size")
 _CONVERSION = ("balance", "cuts", "task", "memory_budget", "input_shape", "data", "tied")
@@ -45,6 +48,7 @@ def schedule(
     parts: flags.Parts = "4",
     batches: sf.Batches = 8,
     microbatches: sf.Microbatches = 1,
+    ranks: sf.Ranks = None,
     order: sf.Order = "stage",
     forward: sf.Forward = None,
     loss: sf.Loss = None,
@@ -74,23 +78,27 @@ def schedule(
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Shows who does what when, one device a part. With MODEL, predicts how fast its parts will train.
+    """Shows who does what when, one device a part (or R for all). With MODEL, predicts how fast its parts will train.
 
     Without MODEL, costs are in time steps: one number, or one a part with commas. MODEL may be an artefact
     folder: it knows its method and parts.
 
     \b
     localize schedule --method nwise --reach 2 --parts 4 --batches 8
+    localize schedule --method scpl --parts 4 --ranks 2
     localize schedule --method scpl --parts 4 --microbatches 3 --backward 3,3,2,1 --compare --plot scpl.svg
     localize schedule model.py --method scpl --parts 4 --flops 10T --bandwidth 12.5G --compare
     """
     out = Output.of(as_json, quiet)
     given = _given(context)
     case = _case(context, given)
-    options: dict[str, Any] = {"parts": case.parts, "batches": batches, "unit": case.unit}
+    options: dict[str, Any] = {"parts": case.parts, "batches": batches, "unit": case.unit, "ranks": case.ranges(ranks)}
     options["window"] = window if window is not None or case.plan is None else _WINDOW
+    if case.parts * batches > _MANY or case.parts > _MANY_PARTS:
+        out.note(f"Simulating {case.parts} parts …")
     found = [predict(case.method, case.costs, microbatches=microbatches, order=cast(Order, order), **options)]
     if compare:
+        options["ranks"] = found[0].timeline.ranks or None
         pieces = microbatches if microbatches > 1 else _PIPELINE
         beside: list[tuple[int, Order]] = [(1, "stage"), (pieces, "stage"), (pieces, "1f1b")]
         found += [predict(get_method("bp"), case.bp_costs, microbatches=m, order=o, **options) for m, o in beside]
@@ -122,6 +130,18 @@ class _Case:
     def unit(self) -> Unit:
         return "steps" if self.plan is None else "s"
 
+    def ranges(self, ranks: int | None) -> int | tuple[range, ...] | None:
+        """The parts of each rank, where a plan says what training makes of so many ranks; else their number.
+
+        Raises:
+            ConfigError: no number of ranks for these parts.
+        """
+        if ranks is None or self.plan is None:
+            return ranks
+        if problems := ranks_problems(ranks, self.parts):
+            raise ConfigError(problem_list("The parts cannot be given to ranks", problems))
+        return assign([max(part.total.of(self.plan.balance), 1e-9) for part in self.plan.parts], ranks)
+
     def rate(self, found: Prediction) -> float | None:
         """Samples a second."""
         return self.samples / found.step if self.samples and found.step else None
@@ -152,7 +172,10 @@ def _case(context: typer.Context, given: set[str]) -> _Case:
         return _planned(method, look(recipe)[0], params, given)
     _refuse([name for name in (*_PLAN, *_CONVERSION) if name in given], "they are about a MODEL, and none is given")
     costs = Costs(**{name: _numbers(name, params[name]) for name in _COSTS if params[name] is not None})
-    return _Case(method, cast(int, part_count(recipe.parts)), costs, costs)
+    count = part_count(recipe.parts)
+    if count == "auto":
+        raise ConfigError("parts='auto' takes a MODEL, and --memory-budget; without one, give a number of parts.")
+    return _Case(method, count, costs, costs)
 
 
 def _planned(method: Method, plan: Plan, params: dict[str, Any], given: set[str]) -> _Case:
@@ -209,11 +232,13 @@ def _rate(name: str, text: str) -> float:
 def _show(out: Output, case: _Case, found: Sequence[Prediction]) -> None:
     first = found[0]
     out.text(f"{first.timeline.title}\n{first.timeline.text()}\n")
-    out.note(_LEGEND)
-    columns = ["schedule", "time steps", "a batch", "slowest part", "its work", "idle %"]
+    width = first.timeline.column()
+    out.note(_LEGEND if case.plan is not None or width in (0, 1) else f"{_LEGEND}; a column is {width:.3g} time steps")
+    slowest = "slowest rank" if first.timeline.ranks else "slowest part"
+    columns = ["schedule", "time steps", "a batch", slowest, "its work", "idle %"]
     rows = [_row(case, each) for each in found]
     if case.plan is not None:
-        columns = ["schedule", "samples/s", "ms a batch", "slowest part", "its work, ms", "idle %"]
+        columns = ["schedule", "samples/s", "ms a batch", slowest, "its work, ms", "idle %"]
     out.table(columns, rows)
     listed = [
         {
@@ -229,6 +254,7 @@ def _show(out: Output, case: _Case, found: Sequence[Prediction]) -> None:
         "method": case.method.name,
         "options": case.method.options(),
         "parts": case.parts,
+        **({"ranks": [list(numbers) for numbers in first.timeline.ranks]} if first.timeline.ranks else {}),
         "unit": case.unit,
         "samples": case.samples,
         "costs": {name: _floats(cost) for name, cost in vars(case.costs).items()},

@@ -17,6 +17,14 @@ OptionalModel = Annotated[
 ]
 Batches = Annotated[int, typer.Option("--batches", "-b", help="How many batches to show.")]
 Microbatches = Annotated[int, typer.Option(help="Micro-batches of a batch.", metavar="M")]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        help="Ranks that share the parts, consecutive ones each, as in training; one a part if left out.",
+        metavar="R",
+        show_default=False,
+    ),
+]
 Order = Annotated[str, typer.Option(help="stage; for bp and joint also 1f1b or hogwild (stale gradients).")]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localize.errors import ConfigError
-from localize.runtime.timeline import Interval, Timeline
+from localize.runtime.timeline import Interval, Timeline, written
 
 COLORS = {
     "forward": "#7fb3e6",
@@ -51,8 +51,8 @@ def draw(timelines: Sequence[Timeline], path: str | Path) -> None:
         panels[-1].set_xlabel("time steps" if units == {"steps"} else "seconds")
         _legend(figure, timelines)
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, facecolor=_PAPER, metadata=metadata)
+        look: dict[str, Any] = {"dpi": 150, "facecolor": _PAPER, "metadata": metadata}
+        written(path, lambda file: figure.savefig(file, format=path.suffix[1:].lower(), **look))
 
 
 def _panel(panel: Any, timeline: Timeline, span: float) -> None:
@@ -76,7 +76,7 @@ def _panel(panel: Any, timeline: Timeline, span: float) -> None:
                 panel.text(middle, row_of[each.part], text, ha="center", va="center", color=_INK, fontsize=7)
     amount = f"{timeline.steps:g} time steps" if timeline.unit == "steps" else f"{timeline.steps:.4g} s"
     panel.set_title(f"{timeline.title}: {amount}" if timeline.title else amount, loc="left", fontsize=9, color=_INK)
-    panel.set_yticks(range(len(row_of)), [f"part {part}" for part in row_of])
+    panel.set_yticks(range(len(row_of)), [timeline.row(part) for part in row_of])
     panel.set_ylim(len(row_of) - 0.5, -0.5)
     panel.set_xlim(0, span)
     panel.tick_params(length=0, labelcolor=_INK)

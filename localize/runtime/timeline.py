@@ -1,16 +1,19 @@
 """What every part did and when, simulated or measured: totals, a text, a Chrome trace.
 
     part 1 │FB··FB··FB··
-    part 2 │·FbBFbBFbB··      one column a time step
+    part 2 │·FbBFbBFbB··      one column a time step, where they fit
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +26,7 @@ Unit = Literal["steps", "s"]
 LETTERS = {"forward": "F", "head": "L", "backward": "B", "relay": "b", "update": "U", "wait": "·"}
 _MICROSECONDS = {"steps": 1e3, "s": 1e6}  # of one unit in a trace: viewers know no time steps
 _MOST_PROBLEMS = 10
+_CLOSE = 1e-6  # of a column: as good as equal
 
 
 @dataclass(frozen=True)
@@ -139,47 +143,76 @@ class Timeline:
 
         The file's folder is made where there is none.
         """
-        scale = _MICROSECONDS[self.unit]
-        events: list[dict[str, Any]] = [_named("process_name", 0, self.title or "localize")]
-        events += [_named("thread_name", part, f"part {part}") for part in self.parts]
-        for each in self.intervals:
-            known = vars(each)
-            events.append(
-                {
-                    "name": f"{each.label} {each.batch}" + (f".{each.micro}" if each.micro is not None else ""),
-                    "cat": each.kind,
-                    "ph": "X",
-                    "ts": (each.start - self.start) * scale,
-                    "dur": each.duration * scale,
-                    "pid": 0,
-                    "tid": each.part,
-                    "args": {key: known[key] for key in ("batch", "micro", "losses", "trains", "waits_for")},
-                }
-            )
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, allow_nan=False))
+        write_trace([self], path)
 
     def text(self, columns: int = 120) -> str:
-        """A row of letters a part, at most ``columns`` long, one a time step where they fit.
+        """A row of letters a part, at most ``columns`` long; see ``column``.
 
-        F forward, L loss and head, B backward, b gradients passed on only, U update, · idle. Where a column is
-        more than a time step (or the unit is seconds), it shows what its middle falls into.
+        F forward, L loss and head, B backward, b gradients passed on only, U update, · idle. Where things begin or
+        end within a column, it shows what its middle falls into.
         """
         if not self.steps:
             return ""
-        whole = self.unit == "steps" and self.steps <= columns
-        count = max(1, round(self.steps)) if whole else columns
-        width = self.steps / count
-        wide = len(str(self.parts[-1]))
-        lines = []
+        width = self.column(columns)
+        count = max(1, round(self.steps / width))
+        numbers = len(str(self.parts[-1]))
+        names = {part: self.row(part).removesuffix(str(part)) for part in self.parts}
+        wide, lines = max(map(len, names.values())), []
         for part in self.parts:
             row = ["·"] * count
             for each in self.of(part):
                 first, last = ((when - self.start) / width for when in (each.start, each.end))
                 for column in range(math.ceil(first - 0.5), min(count, math.ceil(last - 0.5))):
                     row[column] = LETTERS[each.label]
-            lines.append(f"part {part:>{wide}} │{''.join(row)}")
+            lines.append(f"{names[part]:<{wide}}{part:>{numbers}} │{''.join(row)}")
         return "\n".join(lines)
+
+    def column(self, columns: int = 120) -> float:
+        """How long what a column of the text shows is.
+
+        Where beginnings and ends are all multiples of a time that keeps the row within ``columns``: the longest such
+        time, or as much of it as makes a time step at most. Else, and in seconds always: rows are as long as that.
+        """
+        times = {when - self.start for each in self.intervals for when in (each.start, each.end)}
+        if self.unit == "steps" and len(times) <= columns + 1:  # else there are more of them than columns have edges
+            shares = [time / self.steps for time in times]
+            count = math.lcm(*(Fraction(share).limit_denominator(columns).denominator for share in shares))
+            if count <= columns and all(abs(share * count - round(share * count)) < _CLOSE for share in shares):
+                finer = count * math.ceil(self.steps / count - _CLOSE)
+                return self.steps / (finer if finer <= columns else count)
+        return self.steps / columns
+
+
+def write_trace(timelines: Sequence[Timeline], path: str | Path) -> None:
+    """Writes a trace of timelines of one unit; each is a process of its own, with a row a part. See ``to_trace``."""
+    events: list[dict[str, Any]] = []
+    start = min((timeline.start for timeline in timelines), default=0.0)
+    for number, timeline in enumerate(timelines):
+        events.append(_named("process_name", number, 0, timeline.title or "localize"))
+        events += [_named("thread_name", number, part, timeline.row(part)) for part in timeline.parts]
+        events += [_event(each, number, start, _MICROSECONDS[timeline.unit]) for each in timeline.intervals]
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, allow_nan=False)
+    written(Path(path), lambda file: file.write_text(text))
+
+
+def written(path: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written beside ``path`` that then takes its place, so that there is never half of one.
+
+    The folder is made where there is none. What is no regular file (a pipe, say) is written itself.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        write(path)
+        return
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _problems(ordered: Iterable[Interval]) -> Iterable[str]:
@@ -197,5 +230,19 @@ def _problems(ordered: Iterable[Interval]) -> Iterable[str]:
         before = each
 
 
-def _named(kind: str, part: int, name: str) -> dict[str, Any]:
-    return {"name": kind, "ph": "M", "pid": 0, "tid": part, "args": {"name": name}}
+def _named(kind: str, process: int, row: int, name: str) -> dict[str, Any]:
+    return {"name": kind, "ph": "M", "pid": process, "tid": row, "args": {"name": name}}
+
+
+def _event(each: Interval, process: int, start: float, scale: float) -> dict[str, Any]:
+    known = vars(each)
+    return {
+        "name": f"{each.label} {each.batch}" + (f".{each.micro}" if each.micro is not None else ""),
+        "cat": each.kind,
+        "ph": "X",
+        "ts": (each.start - start) * scale,
+        "dur": each.duration * scale,
+        "pid": process,
+        "tid": each.part,
+        "args": {key: known[key] for key in ("batch", "micro", "losses", "trains", "waits_for")},
+    }

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from localize import load
 from localize.heads.nwise import NWise
 from localize.runtime.gantt import COLORS
+from localize.runtime.placement import placement_of
 from localize.runtime.simulate import simulate
 from tests.cli.test_commands import Cli, artefact, cli  # noqa: F401
 
@@ -92,6 +94,52 @@ def test_a_model_s_throughput(cli: Cli) -> None:  # noqa: F811
     assert "samples/s" in cli.ok(*arguments)
 
 
+def test_fewer_ranks_than_parts(cli: Cli) -> None:  # noqa: F811
+    arguments = ["schedule", "--method", "early_exit", "--parts", "4", "--ranks", "2", "--batches", "3", "--compare"]
+    out = cli.ok(*arguments)
+    assert simulate("early_exit", parts=4, batches=3, ranks=2).text() in out
+    assert "rank 1, part 4 │" in out
+    assert "slowest rank" in out
+    found = cli.json(*arguments)
+    assert (found["ranks"], found["slowest_rank"], found["slowest_rank_work"]) == ([[1, 2], [3, 4]], 0, 4)
+    assert (found["steps"], found["step"]) == (3 + 4 * 3, 4)
+    assert "slowest_part" not in found
+    assert {each["title"].partition(",")[2][:20] for each in found["compared"]} == {" 4 parts on 2 ranks,"}
+    assert "ranks" not in cli.json("schedule", "--parts", "2")
+
+
+def test_all_rows_are_about_the_same_ranks(cli: Cli) -> None:  # noqa: F811
+    """Heads are counted for the first row only, and would part the others elsewhere."""
+    costs = ["--forward", "1", "--backward", "1", "--loss", "6,0,0,0"]
+    found = cli.json("schedule", "--parts", "4", "--ranks", "2", "--compare", *costs)
+    assert found["ranks"] == [[1], [2, 3, 4]]
+    assert [each["slowest_rank_work"] for each in found["compared"]] == [6] * 3
+
+
+def test_ranks_of_a_model_are_those_that_training_gives_its_parts(cli: Cli, artefact: str) -> None:  # noqa: F811
+    local = load(artefact)
+    for ranks in (1, 2):
+        found = cli.json("schedule", artefact, "--flops", "1G,9G,2G", "--ranks", str(ranks))
+        assert found["ranks"] == [list(numbers) for numbers in placement_of(local, 0, ranks).ranges]
+    assert "ranks=4 is more than the 3 parts" in cli.fails("schedule", artefact, "--flops", "1G", "--ranks", "4")
+
+
+def test_small_costs_are_shown_exactly(cli: Cli) -> None:  # noqa: F811
+    out = cli.ok("schedule", "--parts", "2", "--batches", "2", "--forward", "0.5", "--backward", "3/4")
+    assert "part 1 │FFBBBFFBBB··\npart 2 │··FFBBBFFBBB\n" in out
+    assert "a column is 0.25 time steps" in cli.err
+    cli.ok("schedule", "--parts", "2")
+    assert "a column" not in cli.err
+
+
+def test_many_parts_are_announced(cli: Cli) -> None:  # noqa: F811
+    out = cli.ok("schedule", "--parts", "101", "--batches", "3")
+    assert "Simulating 101 parts" in cli.err
+    assert len([line for line in out.splitlines() if "│" in line]) == 101
+    cli.ok("schedule", "--parts", "4")
+    assert "Simulating" not in cli.err
+
+
 def test_an_artefact_knows_its_method_and_parts(cli: Cli, artefact: str) -> None:  # noqa: F811
     found = cli.json("schedule", artefact, "--flops", "1G,1G,2G")
     assert (found["method"], found["parts"], found["samples"]) == ("al", 3, 2)
@@ -104,6 +152,9 @@ def test_an_artefact_knows_its_method_and_parts(cli: Cli, artefact: str) -> None
     [
         (["--parts", "0", "--batches", "0"], "parts"),
         (["--parts", "auto"], "parts='auto'"),
+        (["--ranks", "0"], "ranks=0"),
+        (["--ranks", "5"], "ranks=5 is more than the 4 parts"),
+        (["--ranks", "two"], "Invalid value for '--ranks'"),
         (["--forward", "fast"], "--forward is 'fast'"),
         (["--forward", "1,2", "--parts", "3"], "forward has 2 costs; 3 parts"),
         (["--backward", "-1"], "backward"),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from localize.errors import ConfigError
 from localize.heads.nwise import NWise
 from localize.runtime import gantt
 from localize.runtime.gantt import draw
 from localize.runtime.simulate import simulate
-from localize.runtime.timeline import Interval, Timeline
+from localize.runtime.timeline import Interval, Timeline, write_trace
 
 MEASURED = Timeline(
     (
@@ -71,6 +79,114 @@ def test_text_of_a_long_timeline_shows_what_the_middle_of_a_column_falls_into() 
     assert {len(line) for line in lines} == {len("part 12 │") + 60}
     assert lines[0].startswith("part  1 │")
     assert simulate("bp", parts=2, batches=1, forward=0, backward=0).text() == ""
+
+
+@pytest.mark.parametrize(
+    ("costs", "column", "row"),
+    [
+        ({"forward": 0.5}, 0.5, "FBB" * 8 + "·"),
+        ({"forward": 0.5, "backward": 0.75}, 0.25, "FFBBB" * 8 + "··"),
+        ({"forward": Fraction(1, 3), "backward": Fraction(1, 2)}, 1 / 6, "FFBBB" * 8 + "··"),
+        ({"forward": 2, "backward": 4}, 1, "FFBBBB" * 8 + "··"),  # a time step at most
+        ({"forward": 1.5, "backward": 3}, 0.75, "FFBBBB" * 8 + "··"),
+        ({"forward": 10, "backward": 20}, 10, "FBB" * 8 + "·"),  # 250 steps, no column for each
+        ({"forward": 1e-5, "backward": 2e-5}, 1e-5, "FBB" * 8 + "·"),
+    ],
+)
+def test_a_column_is_what_all_boxes_are_multiples_of(costs: dict[str, Any], column: float, row: str) -> None:
+    found = simulate("early_exit", parts=2, batches=8, **costs)
+    assert found.column() == pytest.approx(column)
+    first = found.text().splitlines()[0]
+    assert first == f"part 1 │{row}"
+
+
+def test_boxes_of_no_common_measure_stretch_to_the_whole_row() -> None:
+    found = simulate("early_exit", parts=2, batches=2, forward=0.5, backward=0.507)
+    first, second = found.text(100).splitlines()
+    assert found.column(100) == pytest.approx(found.steps / 100)
+    assert first == "part 1 │" + "F" * 20 + "B" * 20 + "F" * 20 + "B" * 20 + "·" * 20
+    assert len(second) == len(first)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.fractions(0, 2, max_denominator=6), min_size=6, max_size=6),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+def test_where_columns_fit_they_are_exact(costs: list[Fraction], batches: int, ranks: int) -> None:
+    """Letters times columns are how long things took; rows are never longer than asked for."""
+    found = simulate(NWise(reach=2), parts=3, batches=batches, forward=costs[:3], backward=costs[3:], ranks=ranks)
+    if not found.steps:
+        assert found.text() == ""
+        return
+    rows = dict(zip(found.parts, found.text().splitlines(), strict=True))
+    times = {when for each in found.intervals for when in (each.start, each.end)}
+    exact = all(abs(when / found.column() - round(when / found.column())) < 1e-6 for when in times)
+    fine = Fraction(1, math.lcm(*(cost.denominator for cost in costs)))
+    assert exact or found.steps / fine > 120
+    for part, row in rows.items():
+        boxes = row.partition("│")[2]
+        assert len(boxes) <= 120
+        if exact:
+            letters = sum(letter != "·" for letter in boxes)
+            assert letters * found.column() == pytest.approx(found.busy(part))
+
+
+def test_names_of_rows_are_aligned() -> None:
+    found = simulate("scpl", parts=12, batches=1, ranks=11)
+    lines = found.text().splitlines()
+    assert len({line.index("│") for line in lines}) == 1
+    assert lines[0].startswith("rank 0, part   1 │")
+    assert lines[-1].startswith("rank 10, part 12 │")
+
+
+def test_a_trace_takes_its_place_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "trace.json"
+    MEASURED.to_trace(file)
+    before = file.read_bytes()
+
+    def full(self: Path, text: str) -> None:
+        self.write_bytes(text[:10].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        simulate("scpl", parts=2, batches=1).to_trace(file)
+    assert file.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["trace.json"]
+
+
+def test_a_trace_may_go_into_a_pipe_or_through_a_link(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as threads:
+        read = threads.submit((tmp_path / "pipe").read_text)
+        MEASURED.to_trace(tmp_path / "pipe")
+        assert len(json.loads(read.result(30))["traceEvents"]) == 9
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    MEASURED.to_trace(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["traceEvents"]
+
+
+def test_several_timelines_are_processes_of_one_trace(tmp_path: Path) -> None:
+    one = Timeline((Interval(1, 1, "forward", 10, 11), Interval(2, 1, "forward", 11, 12)), "s", "a, attempt 1")
+    two = Timeline((Interval(1, 1, "forward", 20, 22),), "s", "a, attempt 2")
+    write_trace([one, two], tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"} == {
+        0: "a, attempt 1",
+        1: "a, attempt 2",
+    }
+    shown = [(e["pid"], e["tid"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    assert shown == [(0, 1, 0, 1e6), (0, 2, 1e6, 1e6), (1, 1, 10e6, 2e6)]
+
+
+def test_rows_of_a_trace_are_named_by_their_rank(tmp_path: Path) -> None:
+    simulate("scpl", parts=3, batches=1, ranks=2).to_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+    assert names == ["rank 0, part 1", "rank 1, part 2", "rank 1, part 3"]
 
 
 def test_parts_that_do_two_things_at_once_are_no_timeline() -> None:
