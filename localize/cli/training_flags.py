@@ -60,7 +60,8 @@ DataParallel = Annotated[
 Trace = Annotated[
     Path | None,
     typer.Option(
-        help="What each part did and when: a Chrome trace (.json, for ui.perfetto.dev) or a picture (.png, .svg).",
+        help="What each part did and when: a Chrome trace (.json, for ui.perfetto.dev) or a picture (.png, .svg). "
+        "With --max-restarts: of all attempts.",
         metavar="FILE",
     ),
 ]

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from localize.runtime import gantt
+from localize.runtime.attempts import Attempts, forget
 from localize.runtime.messages import Begin, Side
 from localize.runtime.stage import Half, Stage, Updater
-from localize.runtime.timeline import Interval, Kind, Timeline
+from localize.runtime.timeline import Interval, Kind, Timeline, write_trace
 
 _log = logging.getLogger(__name__)
 _MOST = 20_000  # intervals of a process; further ones are left out
@@ -30,10 +32,12 @@ class Recorder:
     """Collects intervals. Times are those of the wall clock, so that several machines have a common one.
 
     On a GPU every beginning and end waits for what was started before: a trace shows what was computed and costs speed.
+    Processes that may be killed and started anew put down what they record while they train: see ``attempts.py``.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, trace: Path | None = None) -> None:
         self._gpu = device if device.type == "cuda" else None
+        self._attempts = None if trace is None else Attempts(trace)
         self.batch = 0  # from 1
         self._intervals: list[tuple[int, int, Kind, float, float, str, int | None]] = []
         self._open: tuple[int, Kind, int | None, float, str] | None = None
@@ -48,7 +52,9 @@ class Recorder:
 
     def end(self) -> None:
         """From now on, nothing is done."""
-        self._close()
+        now = self._close()
+        if self._attempts is not None:
+            self._attempts.keep(self._intervals, now)
 
     def _close(self) -> float:
         if self._gpu is not None:
@@ -73,8 +79,11 @@ class Recorder:
     # ---------------------------------------------------------------- results
 
     def plain(self) -> list[list[Any]]:
-        """All intervals as plain data."""
-        return [list(each) for each in self._intervals]
+        """All intervals as plain data, with the number of the attempt: those of earlier ones, too."""
+        if self._attempts is None:
+            return [[*each, 1] for each in self._intervals]
+        earlier = [[*each, number] for number, each in self._attempts.earlier()]
+        return earlier + [[*each, self._attempts.number] for each in self._intervals]
 
 
 class Watched:
@@ -106,25 +115,29 @@ def problem(path: Path) -> str | None:
 def write(path: Path, everyone: Sequence[Sequence[Sequence[Any]]], title: str) -> None:
     """Writes what all ranks recorded: a Chrome trace (``.json``), or a picture (any other suffix).
 
-    A finished run that goes on records nothing, and leaves the file as it is. A file that cannot be written is told
-    in the log: the model is trained by now.
+    Each attempt is a process of the trace, or a panel of the picture; what was done twice is in both. A finished run
+    that goes on records nothing, and leaves the file as it is. A file that cannot be written is told in the log: the
+    model is trained by now.
 
     Raises:
         ConfigError: a picture needs matplotlib.
     """
-    intervals = [
-        Interval(part, batch, kind, start, end, micro, waits_for=waits_for)
-        for one in everyone
-        for part, batch, kind, start, end, waits_for, micro in one
-    ]
-    if not intervals:
+    attempts: dict[int, list[Interval]] = {}
+    for part, batch, kind, start, end, waits_for, micro, attempt in chain.from_iterable(everyone):
+        interval = Interval(part, batch, kind, start, end, micro, waits_for=waits_for)
+        attempts.setdefault(attempt, []).append(interval)
+    if not attempts:
         return
-    timeline = Timeline(tuple(intervals), "s", title)
+    several = max(attempts) > 1
+    timelines = [
+        Timeline(tuple(intervals), "s", f"{title}, attempt {number}" if several else title)
+        for number, intervals in sorted(attempts.items())
+    ]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".json":
-            timeline.to_trace(path)
+            write_trace(timelines, path)
         else:
-            gantt.draw([timeline], path)
+            gantt.draw(timelines, path)
+        forget(path)
     except OSError as error:
         _log.warning("The trace cannot be written to %s: %s", path, error)

@@ -66,7 +66,7 @@ class Run:
         self.state = TrainingState(local, optimizers, schedulers, by_optimizer, tally, seed, pieces)
         self.buffers = Buffers() if options.on_nonfinite == "skip" else None
         self.generators = seeding.generators(device)
-        self.recorder = Recorder(device) if options.trace is not None else None
+        self.recorder = Recorder(device, options.trace) if options.trace is not None else None
         self.saver = Saver(options.saves_beside(device))
         if options.checkpoint_dir is not None:
             checkpoint.pack(self.state.describe()[1])  # better now than after the first epoch
