@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def import_file(path: Path) -> ModuleType:
         ConfigError: the file raises; the message has the line.
     """
     path = path.resolve()
-    name = f"_localize_user_{path.stem}_{abs(hash(str(path))):x}"
+    name = f"_localize_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: not a Python file.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +26,11 @@ from localize.cli.loading import (
 )
 from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.cli.output import Output
+from localize.cli.ranks import converted_for_ranks, train_on_ranks
 from localize.data import Data, Loaders, load_data
 from localize.errors import ConfigError, LocalizeError
 from localize.runtime.allocator import keep_freed_memory
 from localize.runtime.causes import Stopped
-from localize.runtime.launch import launch
 from localize.runtime.ranks import launched
 
 EXPECTED = 2  # exit status of an error that was told
@@ -92,8 +91,8 @@ def train(
     localize train model.py --data digits --parts 2 --nproc-per-node 4 --data-parallel 2
     """
     if nproc_per_node is not None and not launched():
-        load_data(data, data_dir, download)  # once, so that the processes do not all fetch it
-        raise typer.Exit(launch(["localize", *sys.argv[1:]], nproc_per_node, max_restarts))
+        out = Output.of(as_json, quiet)
+        raise typer.Exit(train_on_ranks(Recipe.of(context), out, output, force, nproc_per_node, max_restarts))
     keep_freed_memory()
     out = Output.of(as_json, quiet or not _first())
     with _told_once():
@@ -153,6 +152,8 @@ def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
     """The model to train and the folder for it: an artefact as it is, anything else converted first."""
     artefacts = [token for token in recipe.tokens if is_artefact(token)]
     if not artefacts:
+        if (ready := converted_for_ranks()) is not None:
+            return ready
         local, name = build(recipe, data)
         out.note(str(local.plan))
         return local, default_folder(name, local)

@@ -41,6 +41,9 @@ def test_the_command_starts_its_own_ranks(tmp_path: Path) -> None:
     assert two["evaluation"] == one["evaluation"]
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
+    plans = [json.loads((tmp_path / name / "plan.json").read_text()) for name in ("one", "two")]
+    assert plans[0] == plans[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], "what was converted for ranks is gone"
 
 
 @pytest.mark.slow
@@ -54,13 +57,14 @@ def test_processes_may_be_replicas(tmp_path: Path) -> None:
 
 
 def test_it_ends_quietly_when_it_is_told_to(tmp_path: Path) -> None:
-    started = tmp_path / "started"
-    script = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    started = [tmp_path / f"started-{rank}" for rank in range(2)]  # torch leaves ranks alone whose start it interrupts
+    script = f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, 'started-' + os.environ['RANK']).touch(); "
+    script += "time.sleep(60)"
     (tmp_path / "sleeper.py").write_text(script, encoding="utf-8")
     program = "import sys; from localize.runtime.launch import launch; sys.exit(launch(['sleeper'], 2))"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=environment)
-    while not started.exists():
+    while not all(path.exists() for path in started):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
