@@ -379,8 +379,9 @@ def test_a_schedule_that_cannot_go_on_is_an_error() -> None:
     """Two parts that both wait for the other: never a timeline that silently lacks jobs."""
     below = Job(1, 1, "receive", None, Side.ABOVE, "gradients")
     above = Job(2, 1, "receive", None, Side.BELOW, "activations")
+    rounds = ((Round((below,)),), (Round((above,)),))
     with pytest.raises(ConfigError, match="part 1, batch 1: gradients from above; part 2"):
-        run(Schedule("bp", "stage", 1, 1, (range(1, 2), range(2, 3)), ((Round((below,)),), (Round((above,)),))), Costs())
+        run(Schedule("bp", "stage", 1, 1, (range(1, 2), range(2, 3)), rounds), Costs())
 
 
 def kinds(found: Timeline) -> Iterator[str]:
