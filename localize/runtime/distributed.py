@@ -43,8 +43,7 @@ class DistributedRun(Run):
         self.team = team
         super().__init__(team.local, team.options, team.device)
         self.reports = team.first
-        held = [name for name in team.holdings.tensors if team.holdings.held(name)]
-        self.state.numbers, self.state.held = team.placement.numbers, frozenset(held)
+        self.state.numbers, self.state.held = team.placement.numbers, frozenset(team.holdings.mine())
         self.state.owned = team.holdings.owned()
         self._saves, self._posted_at = 0, 0.0
         self.saver.listen = team.session.check
@@ -80,6 +79,7 @@ class DistributedRun(Run):
     # ---------------------------------------------------------------- steps
 
     def _steps(self, train: Iterable[Any]) -> Iterator[list[StageReport]]:
+        self.team.holdings.watch()
         if self.team.reads:
             yield from super()._steps(train)
         else:
@@ -107,6 +107,7 @@ class DistributedRun(Run):
     def carry_out(self, arrived: Iterable[Upward], size: int, microbatches: int) -> list[StageReport]:
         self.team.wires.at(Kind.DATA, self.state.step, size, microbatches)
         reports = super().carry_out(arrived, size, microbatches)
+        self.team.holdings.check()
         self.team.session.step = self.state.step
         return reports
 

@@ -13,7 +13,6 @@ from localize.part import Part, advance, evaluating
 from localize.runtime import batches
 from localize.runtime.messages import Side, Upward
 from localize.runtime.metrics import scores_of, summary
-from localize.runtime.placement import tensors_in
 from localize.runtime.precision import Autocast
 from localize.runtime.wire import Kind
 from localize.signature import Call, tensors_of, to_device
@@ -42,7 +41,7 @@ def _evaluated(team: Team, loader: Iterable[Any], autocast: Autocast) -> tuple[d
         models = {exit.number: cast(ExitModel, local.exit_model(exit.number)) for exit in local.exits}
         predictors = {number: model.predictor for number, model in models.items()}
         wanted = {
-            rank: [t for n in numbers if n in predictors for t in tensors_in(predictors[n])]
+            rank: [predictor for n in numbers if (predictor := predictors.get(n)) is not None]
             for rank, numbers in enumerate(placement.ranges)
         }
         with team.holdings.borrowed(wanted):

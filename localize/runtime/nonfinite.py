@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from localize.errors import LocalizeError
+from localize.runtime.buffers import fill
 from localize.runtime.stage import Stage
 
 
@@ -18,31 +20,61 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, list[tuple[nn.Module, str, Tensor | None, Tensor | None]]] = {}
+        self._before: dict[int, list[_Before]] = {}
 
     def remember(self, stage: Stage) -> None:
         """Before the stage's forward pass, which may give a module's buffer another tensor."""
         self._before[stage.number] = [
-            (module, name, buffer, None if buffer is None else buffer.detach().clone())
+            _Before(module, dict(module._buffers.items()))
             for half in (stage.part, stage.head)
             for module in (half.modules() if half is not None else ())
-            for name, buffer in module._buffers.items()
+            if module._buffers
         ]
 
     def put_back(self, number: int) -> None:
-        """After the batch, for a part that was skipped: the same tensors, with the values that they had."""
+        """After the batch, for a part that was skipped: the same tensors, in the same memory, with the same values."""
         with torch.no_grad():
-            for module, name, buffer, before in self._before.pop(number, []):
-                if buffer is not None and before is not None:
-                    if (buffer.shape, buffer.dtype) != (before.shape, before.dtype):
-                        buffer.data = before
-                    else:
-                        buffer.copy_(before)
-                module._buffers[name] = buffer
+            for before in self._before.pop(number, []):
+                before.put_back()
 
     def forget(self) -> None:
         """After the batch, for all others."""
         self._before.clear()
+
+
+@dataclass
+class _Before:
+    """The buffers of one module."""
+
+    module: nn.Module
+    buffers: dict[str, Tensor | None]
+
+    def __post_init__(self) -> None:
+        self.kept = [_Kept(buffer) for buffer in self.buffers.values() if buffer is not None]
+
+    def put_back(self) -> None:
+        table, now = self.module._buffers, dict(self.module._buffers.items())  # a scripted module's is no dict
+        for name in now.keys() - self.buffers.keys():
+            del table[name]
+        for name, buffer in self.buffers.items():
+            if name not in now or now[name] is not buffer:
+                table[name] = buffer
+        for kept in self.kept:
+            kept.put_back()
+
+
+class _Kept:
+    """A buffer with the memory that it had, and a copy of its values."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer, self.memory = buffer, buffer.data  # a change that is undone is none: it counts no version
+        self.values = self.memory.clone()
+
+    def put_back(self) -> None:
+        strided = self.buffer.layout is self.memory.layout is torch.strided
+        if strided and not self.buffer.is_set_to(self.memory):  # by ``buffer.data = …``
+            self.buffer.data = self.memory
+        fill(self.memory, self.values)
 
 
 def check_weights(stages: Sequence[Stage], step: int) -> None:

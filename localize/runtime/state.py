@@ -16,9 +16,9 @@ from localize.errors import CheckpointError, problem_list
 from localize.model import LocalModel
 from localize.runtime.history import Row
 from localize.runtime.metrics import Tally
-from localize.runtime.snapshot import Snapshot
+from localize.runtime.snapshot import Snapshot, restore, tensors_of
 from localize.spec import plain
-from localize.weights import fingerprint, put_weights, weights_of
+from localize.weights import fingerprint
 
 Group = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -76,10 +76,8 @@ class TrainingState:
     def snapshot(self) -> Snapshot:
         """The state as a checkpoint holds it; tensors are the live ones."""
         tensors, trainer = self.describe()
-        weights = weights_of(self.local)
-        if self.owned is not None:
-            weights = {name: weights[name] for name in self.owned}
-        return Snapshot(self.about(), weights, tensors, trainer)
+        weights, layouts = tensors_of(self.local, self.owned)
+        return Snapshot(self.about(), weights, tensors, {**trainer, "buffers": layouts})
 
     def describe(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Optimizer tensors by ``<parameter name>/<entry>``, and everything else."""
@@ -109,6 +107,8 @@ class TrainingState:
 
     def restore(self, snapshot: Snapshot, where: str, reports: bool = True) -> None:
         """Puts model, optimizers and counters where they were; parts may be cut otherwise than they were then.
+
+        Buffers take the shapes that they had, and may come or go; parameters must have the same.
 
         ``reports``: whether this process logs what changes on the way.
 
@@ -168,7 +168,8 @@ class TrainingState:
     def _put_weights(self, snapshot: Snapshot, where: str) -> None:
         then, now = snapshot.about["cuts"], list(self.local.plan.cuts)
         try:
-            put_weights(self.local, snapshot.weights, where, self.held)
+            told, device = snapshot.trainer.get("buffers", {}), self.tally.loss.device
+            restore(self.local, snapshot.weights, told, where, self.held, device)
         except CheckpointError as error:
             if then == now:
                 raise
