@@ -135,13 +135,23 @@ def rounds_of(places: Sequence[Place], above: int, batches: int, order: Order) -
 def _taking_turns(places: Sequence[Place]) -> Iterator[Job]:
     """Batch 1 through consecutive parts, as ``sequential.run_batch`` does it.
 
-    The lowest part that can go on does one thing. Where none can, the rank waits for a neighbour.
+    The lowest part that can go on does one thing. Where none can, part 1 takes the next micro-batch (all at once where
+    no gradient comes from above), or the rank waits for a neighbour.
     """
     todo = {place.number: deque(_one_batch(place, 1)) for place in places}
     arrived: Counter[tuple[int, Side | None]] = Counter()
     ends = ((places[0].number, Side.BELOW), (places[-1].number, Side.ABOVE))
+    one_by_one = any(flow.from_above for place in places for flow in place.flows)
+
+    def can_go_on(number: int, job: Job) -> bool:
+        if job.kind == "receive":
+            return arrived[number, job.side] > 0
+        return not (one_by_one and number == 1 and job.kind == "forward")
+
     while any(todo.values()):
-        able = [n for n, jobs in todo.items() if jobs and (jobs[0].kind != "receive" or arrived[n, jobs[0].side])]
+        able = [n for n, jobs in todo.items() if jobs and can_go_on(n, jobs[0])]
+        if not able and 1 in todo and todo[1] and todo[1][0].kind == "forward":
+            able = [1]
         number = able[0] if able else next(n for n, side in ends if todo[n] and todo[n][0].side is side)
         job = todo[number].popleft()
         if job.kind == "send" and job.side is not None:

@@ -5,12 +5,15 @@ that a part finishes (and frees what it holds) before the next one starts, as fa
 
     reach 1     1: F B U │ 2: F B U │ 3: F B U         F forward, B backward, U update
     two-wise    1: F │ 2: F b │ 1: B U │ 3: F b │ 2: B U │ 3: B U
+
+Of several micro-batches, the lowest stage gets the next one when no stage can go on, so that the first one is soon
+beyond the highest. With a reach of 1 it has all at once: a part then holds the activations of all, but one part alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -91,8 +94,10 @@ def run_batch(
         LocalizeError: stages wait for messages that nobody sends.
     """
     runners = [_Runner(stage, updater, scope, microbatches) for stage in stages]
-    runners[0].inbox[Side.BELOW].extend(arrived)
-    _run(runners, outside, watch)
+    pieces = iter(arrived)
+    if stages[0].method.reach_in(stages[0].parts) == 1:  # else all of them are kept for the backward pass in any case
+        runners[0].inbox[Side.BELOW].extend(pieces)
+    _run(runners, pieces, outside, watch)
     reports = [runner.report for runner in runners if runner.report is not None]
     if len(reports) < len(runners):
         waiting = [i for i, runner in enumerate(runners, 1) if runner.report is None]
@@ -100,9 +105,15 @@ def run_batch(
     return reports
 
 
-def _run(runners: Sequence[_Runner], outside: Outside | None, watch: Watch | None) -> None:
+def _run(
+    runners: Sequence[_Runner], pieces: Iterator[Upward], outside: Outside | None, watch: Watch | None
+) -> None:
     while True:
         position = next((i for i, runner in enumerate(runners) if runner.can_go_on), None)
+        if position is None and (piece := next(pieces, None)) is not None:
+            runners[0].inbox[Side.BELOW].append(piece)
+            del piece
+            continue
         if position is None:
             end = _waiting_outside(runners) if outside is not None else None
             if end is None:

@@ -53,6 +53,7 @@ class Trainer:
             ``none``. In the others, weights of parts that they do not run are on the meta device.
         trace: file for what every part did and when, written after ``fit``: a Chrome trace (``.json``, for
             ui.perfetto.dev) or a picture (``.png``, ``.svg``; needs matplotlib). The first 20000 intervals a process.
+            Where torchrun started processes anew: of all attempts; the last second before a kill is missing.
         data_parallel: how many processes have the same parts, with ``distributed``: so many replicas take a batch
             of the loader each for one step, and update with the mean of their gradients. A rest of batches too few
             for all of them is left out. Batch norm's statistics stay those of each replica; the first one's are kept.

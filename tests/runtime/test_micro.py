@@ -137,7 +137,7 @@ def test_a_trace_shows_every_micro_batch_where_it_was(tmp_path: Path) -> None:
     events = [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] == "X"]
     events.sort(key=lambda event: event["ts"])
     done = [(event["tid"], event["cat"], event["args"]["micro"]) for event in events]
-    forward = [(part, "forward", micro) for part in (1, 2) for micro in (1, 2, 3)]
+    forward = [(part, "forward", micro) for micro in (1, 2, 3) for part in (1, 2)]
     backward = [(part, "backward", micro) for micro in (3, 2, 1) for part in (2, 1)]
     assert [each for each in done if each[1] == "forward"] == forward
     assert [each for each in done if each[1] == "backward"] == backward

@@ -81,16 +81,24 @@ def test_two_wise_on_two_ranks() -> None:
 
 
 def test_micro_batches_on_two_ranks() -> None:
-    """The first rank has all pieces at once, and does part 1 with all of them before part 2; others take what comes."""
+    """Each rank has a piece go through all its parts before it takes the next one."""
     found = simulate("bp", parts=4, batches=1, microbatches=2, forward=2, backward=2, ranks=2)
     rows = {part: [(each.micro, each.label[0], each.start) for each in working(found, part)] for part in found.parts}
     assert rows == {
-        1: [(1, "f", 0), (2, "f", 1), (2, "b", 10), (1, "b", 12)],
-        2: [(1, "f", 2), (2, "f", 3), (2, "b", 9), (1, "b", 11)],
-        3: [(1, "f", 3), (2, "f", 5), (2, "b", 8), (1, "b", 10)],
-        4: [(1, "f", 4), (2, "f", 6), (2, "b", 7), (1, "b", 9)],
+        1: [(1, "f", 0), (2, "f", 2), (2, "b", 9), (1, "b", 11)],
+        2: [(1, "f", 1), (2, "f", 3), (2, "b", 8), (1, "b", 10)],
+        3: [(1, "f", 2), (2, "f", 4), (2, "b", 7), (1, "b", 9)],
+        4: [(1, "f", 3), (2, "f", 5), (2, "b", 6), (1, "b", 8)],
     }
-    assert found.steps == 13
+    assert found.steps == 12
+
+
+@pytest.mark.parametrize("microbatches", [2, 3, 4])
+def test_gpipe_on_two_ranks_is_gpipe_of_two_larger_parts(microbatches: int) -> None:
+    """The first rank once did all micro-batches of part 1 before any of part 2, and the first one left late."""
+    found = simulate("bp", parts=4, batches=10, microbatches=microbatches, ranks=2)
+    merged = simulate("bp", parts=2, batches=10, microbatches=microbatches, forward=2, backward=2)
+    assert found.steps == merged.steps
 
 
 def test_1f1b_on_two_ranks_is_1f1b_of_two_larger_parts() -> None:
