@@ -22,11 +22,6 @@ def roots(local: LocalModel) -> list[tuple[str, nn.Module]]:
     return found + [(f"heads.{number}", head) for number, head in enumerate(local.heads, 1) if head is not None]
 
 
-def every_tensor(local: LocalModel) -> dict[str, Tensor]:
-    """As ``named_tensors``, but a tied tensor has all of its names."""
-    return {name: tensor for path, root in roots(local) for name, tensor in _saved(path, root)}
-
-
 def named_tensors(local: LocalModel) -> dict[str, Tensor]:
     """Parameters and buffers by original name, those of heads as ``heads.K.…``. A tied tensor has one name."""
     tensors: dict[str, Tensor] = {}
@@ -88,10 +83,8 @@ def check_fits(own: Mapping[str, Shape], found: Mapping[str, Shape], where: str)
         raise CheckpointError(problem_list(f"The weights in {where} are of another model or plan", shown))
 
 
-def put_weights(
-    local: LocalModel, tensors: dict[str, Tensor], where: str, only: Collection[str] | None = None
-) -> None:
-    """Copies ``tensors`` into a model; the inverse of ``weights_of``. ``only`` limits it to some, by name.
+def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> None:
+    """Copies ``tensors`` into a model; the inverse of ``weights_of``.
 
     Raises:
         CheckpointError: names or shapes differ; everything that does not fit is listed at once.
@@ -101,8 +94,7 @@ def put_weights(
     check_fits(shapes, found, where)
     with torch.no_grad():
         for name, tensor in own.items():
-            if only is None or name in only:
-                tensor.copy_(tensors[name])
+            tensor.copy_(tensors[name])
 
 
 def _all_names(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
