@@ -30,8 +30,19 @@ from localize.own_methods import describe_method, known_method
 from localize.part import Part
 from localize.planfile import FORMAT, PLAN, PlanFile, describe_inputs, example_from, read_plan
 from localize.source import load_source
-from localize.stored import WEIGHTS, digest, postpone, read_shapes, read_weights
-from localize.weights import check_fits, fingerprint, freeze, frozen, named_tensors, put_weights, weights_of
+from localize.stored import WEIGHTS, digest, opened, postpone, read_shapes, read_weights
+from localize.weights import (
+    apart,
+    check_fits,
+    fill,
+    fingerprint,
+    freeze,
+    frozen,
+    named_tensors,
+    put_weights,
+    sharing,
+    weights_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +69,7 @@ def save(local: LocalModel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
-        save_file({n: t.contiguous().cpu() for n, t in weights_of(local).items()}, fresh / WEIGHTS)
+        save_file(apart(weights_of(local)), fresh / WEIGHTS)
         for number, part in enumerate(local.parts, 1):
             (fresh / _part_file(number)).write_text(_part_text(number, cast(Part, part)))
         (fresh / PLAN).write_text(_plan_text(local, fresh))
@@ -181,7 +192,9 @@ class _Recipe:
                 model = self.build()
             problem = build.doubts(model)
             if problem is None:
-                saved = list(model.state_dict(keep_vars=True).values())
+                saved = list({id(t): t for t in model.state_dict(keep_vars=True).values()}.values())
+                if sharing(saved):
+                    raise LocalizeError("its buffers share memory")
                 with unwatched(model):
                     for tensor in saved:
                         empty_out(tensor)
@@ -226,7 +239,7 @@ def load(
 
 
 def _load_later(recipe: _Recipe, model: nn.Module | None) -> LocalModel:
-    """What the file holds is put on the meta device, and the file's place noted."""
+    """What the file holds is put on the meta device, and the file's place noted; but for buffers that share memory."""
     folder, edited = recipe.folder, recipe.plan.edited
     shapes = read_shapes(folder, recipe.plan.weights_sha256)
     local = recipe.unbuilt() if model is None and not edited else None
@@ -239,8 +252,12 @@ def _load_later(recipe: _Recipe, model: nn.Module | None) -> LocalModel:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith("heads.")}
     check_fits({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes, str(folder))
-    with unwatched(local.to_standard(), local):
-        for tensor in tensors.values():
-            empty_out(tensor)
+    together = {id(tensor) for tensor in sharing(list(tensors.values()))}
+    with unwatched(local.to_standard(), local), opened(folder / WEIGHTS) as file:
+        for name, tensor in tensors.items():
+            if id(tensor) in together:  # each would be given memory of its own
+                fill(tensor, file.get_tensor(name))
+            else:
+                empty_out(tensor)
     postpone(local, folder / WEIGHTS)
     return local

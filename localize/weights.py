@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -43,6 +44,41 @@ def _saved(path: str, root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def weights_of(local: LocalModel) -> dict[str, Tensor]:
     """The values of ``named_tensors``."""
     return {name: tensor.detach() for name, tensor in named_tensors(local).items()}
+
+
+def memory(tensor: Tensor) -> int:
+    """The same number for tensors in the same memory, and no others that are there now."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
+
+
+def sharing(tensors: Collection[Tensor]) -> list[Tensor]:
+    """Those in the same memory as another one of them."""
+    counts = Counter(memory(tensor) for tensor in tensors if not tensor.is_meta)
+    return [tensor for tensor in tensors if not tensor.is_meta and counts[memory(tensor)] > 1]
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own: safetensors refuses what shares any."""
+    result: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage()
+        if memory.nbytes() != value.nbytes or memory.data_ptr() in taken:
+            value = value.clone()
+        elif value.nbytes:
+            taken.add(memory.data_ptr())
+        result[name] = value
+    return result
+
+
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Copies values into a tensor of their shape, whose elements may be one in memory, as ``expand`` makes them."""
+    tensor = tensor.detach()
+    for axis, stride in enumerate(tensor.stride() if tensor.layout is torch.strided else ()):
+        if stride == 0 and tensor.shape[axis] > 1:
+            tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
+    tensor.copy_(values)
 
 
 def frozen(tensor: Tensor) -> bool:
@@ -94,7 +130,7 @@ def put_weights(local: LocalModel, tensors: dict[str, Tensor], where: str) -> No
     check_fits(shapes, found, where)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            fill(tensor, tensors[name])
 
 
 def _all_names(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

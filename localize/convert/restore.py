@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from localize.weights import fill
+
 _CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
 _TABLES = ("_parameters", "_buffers", "_modules")  # of nn.Module: what is registered
 
@@ -70,7 +72,7 @@ class ModelState:
                 tensor.data = data
         with torch.no_grad():
             for tensor, value in self.values:
-                tensor.detach().copy_(value)
+                fill(tensor, value)
         for parameter, grad in self.grads:
             if parameter.grad is not grad:
                 parameter.grad = grad

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from localize.model import LocalModel
-from localize.weights import named_tensors, roots
+from localize.weights import fill, memory, named_tensors, roots
 
 Layout = dict[str, Any] | None
 
@@ -78,20 +78,6 @@ def others(local: LocalModel, known: Mapping[str, Place]) -> dict[str, Tensor]:
 
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.layout is torch.strided
-
-
-def memory(tensor: Tensor) -> int:
-    """The same number for tensors in the same memory, and no others that are there now."""
-    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
-
-
-def fill(tensor: Tensor, values: Tensor) -> None:
-    """Copies values into a tensor of their shape, whose elements may be one in memory, as ``expand`` makes them."""
-    tensor = tensor.detach()
-    for axis, stride in enumerate(tensor.stride() if tensor.layout is torch.strided else ()):
-        if stride == 0 and tensor.shape[axis] > 1:
-            tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
-    tensor.copy_(values)
 
 
 def laid_out(values: Tensor, stride: Iterable[int]) -> Tensor:

@@ -33,10 +33,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from localize.errors import CheckpointError
 from localize.runtime.snapshot import OPTIMIZER, TRAINER, WEIGHTS, Keep, Snapshot, missing, read
+from localize.weights import apart
 
 FORMAT = 1
 STATE = "state.json"
@@ -103,7 +103,7 @@ def write(partial: Path, snapshot: Snapshot, packed: bytes, share: Share) -> Non
     try:
         partial.mkdir(parents=True, exist_ok=True)
         for path, tensors in ((weights, snapshot.weights), (optimizer, snapshot.optimizer)):
-            save_file({key: _alone(tensor) for key, tensor in tensors.items()}, path)
+            save_file(apart(tensors), path)
             _flush(path)
         trainer.write_bytes(packed)
         _flush(trainer)
@@ -172,12 +172,6 @@ def pack(trainer: dict[str, Any]) -> bytes:
             f"them would run code: {reason}. Keep such objects out of state_dict(), or train without checkpoint_dir."
         ) from error
     return buffer.getvalue()
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, in memory of its own: safetensors refuses views into shared memory."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _point(folder: Path, name: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from localize.hollow import replace_by
-from localize.runtime.buffers import Layout, Place, dtype_name, fill, laid_out, memory
+from localize.runtime.buffers import Layout, Place, dtype_name, laid_out
+from localize.weights import fill, memory
 
 
 class Filling:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from localize.errors import LocalizeError
-from localize.runtime.buffers import fill
 from localize.runtime.stage import Stage
+from localize.weights import fill
 
 
 class Buffers:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from localize.errors import PlacementError
 from localize.hollow import empty_out, unwatched
 from localize.model import LocalModel
-from localize.runtime.buffers import layouts, memory, others, places
+from localize.runtime.buffers import layouts, others, places
 from localize.runtime.exchange import Exchange
 from localize.runtime.filling import Filling
 from localize.runtime.materialise import give_away, materialise
 from localize.runtime.session import Session
+from localize.weights import memory
 
 _log = logging.getLogger(__name__)
 _DTYPES = tuple(sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str))
