@@ -177,6 +177,7 @@ Trainer(local, optimizer=partial(torch.optim.SGD, lr=0.1), executor="distributed
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_and_started_anew(tmp_path: Path) -> None:
     (tmp_path / "killed.py").write_text(SCRIPT, encoding="utf-8")
     program = "import sys; from localize.runtime.launch import launch; sys.exit(launch(['killed'], 2, 1))"
