@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from localize.model import LocalModel
 from localize.own_methods import describe_method, known_method
 from localize.part import Part
 from localize.planfile import FORMAT, PLAN, PlanFile, describe_inputs, example_from, read_plan
+from localize.random_state import RandomState
 from localize.source import load_source
 from localize.stored import WEIGHTS, digest, opened, postpone, read_shapes, read_weights
 from localize.weights import (
@@ -185,10 +187,13 @@ class _Recipe:
     def unbuilt(self) -> LocalModel | None:
         """The model and its heads without memory, from its source; None where that might not be quite the same.
 
-        Tensors that no file has (tables that are made anew each time) have their memory, and their values.
+        Tensors that no file has (tables that are made anew each time) have their memory, and their values. After an
+        attempt in vain random generators are as before: the next build is to draw what a first one would.
         """
+        generators = RandomState()
         try:
-            with HollowBuild() as build:
+            with warnings.catch_warnings(), HollowBuild() as build:
+                warnings.filterwarnings("ignore", "for .* copying from a non-meta parameter")  # by its own code
                 model = self.build()
             problem = build.doubts(model)
             if problem is None:
@@ -206,6 +211,7 @@ class _Recipe:
         except (LocalizeError, RuntimeError) as error:
             problem = str(error)
         _log.debug("%s: the model is built with all its memory first: %s", self.folder, problem)
+        generators.restore()
         return None
 
     def _is_written(self, number: int, part: nn.Module) -> bool:

@@ -19,7 +19,7 @@ LONGEST_EXAMPLE = 80
 
 # A room may import from rooms of the layers below it, and from itself: bottom first.
 LAYERS = (
-    {"errors", "_version", "nest"},
+    {"errors", "_version", "nest", "random_state"},
     {"spec", "task", "specstring", "signature"},
     {"heads.base", "libraries", "part"},
     {"heads.pooling"},

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from localize import LocalModel, Trainer
@@ -16,6 +17,7 @@ from localize.cli import flags
 from localize.cli import training_flags as tf
 from localize.cli.building import Recipe, build, the_model
 from localize.cli.exits import show_exits
+from localize.cli.launching import converted_for_ranks, train_on_ranks
 from localize.cli.loading import (
     check_takes,
     default_folder,
@@ -26,7 +28,6 @@ from localize.cli.loading import (
 )
 from localize.cli.optim import optimizer_factory, scheduler_factory
 from localize.cli.output import Output
-from localize.cli.ranks import converted_for_ranks, train_on_ranks
 from localize.data import Data, Loaders, load_data
 from localize.errors import ConfigError, LocalizeError
 from localize.runtime.allocator import keep_freed_memory
@@ -152,7 +153,7 @@ def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
     """The model to train and the folder for it: an artefact as it is, anything else converted first."""
     artefacts = [token for token in recipe.tokens if is_artefact(token)]
     if not artefacts:
-        if (ready := converted_for_ranks()) is not None:
+        if (ready := converted_for_ranks(recipe.seed)) is not None:
             return ready
         local, name = build(recipe, data)
         out.note(str(local.plan))
@@ -164,6 +165,7 @@ def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
             "`localize train MODEL` or `localize convert MODEL`."
         )
     folder = the_model(recipe.tokens)
+    torch.manual_seed(recipe.seed)  # for what the model's code draws and no file has
     # A process of several reads the weights of its own parts only, when training starts.
     return open_artefact(folder, "meta" if launched() else None), Path(folder)
 

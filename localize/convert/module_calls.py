@@ -11,9 +11,9 @@ from localize.convert.checkpointing import is_checkpointed
 from localize.convert.context import Context
 from localize.convert.function_calls import Call, Pause
 from localize.convert.functions import tensors_of
-from localize.convert.restore import RandomState
 from localize.convert.sizes import RecordedInt, pinned, plain
 from localize.convert.writer import GraphWriter
+from localize.random_state import RandomState
 
 
 class ModuleCalls:

@@ -16,12 +16,13 @@ from localize.convert.context import Context, Subject
 from localize.convert.obstacle import Obstacle, Remedy, describe_scope
 from localize.convert.patches import watched
 from localize.convert.recorder import Recorder
-from localize.convert.restore import RandomState, preserved
+from localize.convert.restore import preserved
 from localize.convert.settings import Settings
 from localize.convert.side_effects import check_side_effects
 from localize.convert.sizes import RecordedInt
 from localize.convert.writer import GraphWriter
 from localize.errors import LocalizeError, TraceError
+from localize.random_state import RandomState
 from localize.signature import CallSignature, OutputStructure
 
 _RETURNABLE = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from localize.random_state import RandomState
 from localize.weights import fill
 
 _CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
@@ -145,40 +144,6 @@ def _same_items(value: Any, copy: Any) -> bool:
     if isinstance(value, list | deque):
         return all(a is b for a, b in zip(value, copy, strict=True))
     return bool(value == copy)
-
-
-class RandomState:
-    """A snapshot of every random generator a forward may draw from."""
-
-    def __init__(self) -> None:
-        self.torch = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self.python = random.getstate()
-        self.numpy = _numpy_state()
-
-    def restore(self) -> None:
-        """Puts every generator back."""
-        torch.set_rng_state(self.torch)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
-        random.setstate(self.python)
-        if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
-
-    def drawn_in_python(self) -> bool:
-        """Whether Python's or NumPy's generator moved since the snapshot."""
-        return self.python != random.getstate() or not _equal(self.numpy, _numpy_state())
-
-
-def _numpy_state() -> tuple[Any, ...] | None:
-    numpy = sys.modules.get("numpy")  # a program that has not imported it does not draw from it
-    return None if numpy is None else numpy.random.get_state()
-
-
-def _equal(first: tuple[Any, ...] | None, second: tuple[Any, ...] | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return bool(first[2:] == second[2:] and (first[1] == second[1]).all())
 
 
 @contextmanager

@@ -23,18 +23,23 @@ from localize.runtime.placement import assign
 ROOT = Path(__file__).parent.parent.parent
 
 
-def train(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """``localize train`` of the example model in three parts, one epoch of digits."""
-    command = [sys.executable, "-m", "localize", "train", str(ROOT / "examples" / "model.py"), "--method", "al",
-               "--parts", "3", "--epochs", "1", "--output", str(folder), "--json", *flags]  # fmt: skip
+def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """``localize train`` for one epoch of digits."""
+    command = [sys.executable, "-m", "localize", "train", *arguments, "--epochs", "1", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder.parent)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+def train_example(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The example model in three parts, into ``folder``."""
+    model = str(ROOT / "examples" / "model.py")
+    return train(model, "--method", "al", "--parts", "3", "--output", str(folder), *flags, cwd=folder.parent)
 
 
 def test_the_command_starts_its_own_ranks(tmp_path: Path) -> None:
     results: list[dict[str, Any]] = []
     for name, flags in (("one", ()), ("two", ("--nproc-per-node", "2"))):
-        done = train(tmp_path / name, *flags)
+        done = train_example(tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
     one, two = results
@@ -46,9 +51,43 @@ def test_the_command_starts_its_own_ranks(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], "what was converted for ranks is gone"
 
 
+RANDOM = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("w", torch.rand(64), persistent=False)
+        self.a, self.b, self.c = nn.Linear(64, 32), nn.Linear(32, 32), nn.Linear(32, 10)
+        self.b.load_state_dict(nn.Linear(32, 32).state_dict())
+        self.order = torch.randperm(32)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x.flatten(1) * self.w))[:, self.order]
+        return self.c(torch.relu(self.b(h))[:, self.order])
+
+def build_model():
+    return Net()
+"""
+
+
+def test_what_the_model_draws_and_no_file_has_is_the_same_everywhere(tmp_path: Path) -> None:
+    """Ranks build the model from its source: each drew numbers of its own, unlike the process that converted it."""
+    (tmp_path / "net.py").write_text(RANDOM)
+    for name, flags in (("one", ()), ("two", ("--nproc-per-node", "2"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = train("../net.py", "--output", ".", *flags, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.slow
 def test_processes_may_be_replicas(tmp_path: Path) -> None:
-    done = train(tmp_path / "four", "--parts", "2", "--nproc-per-node", "4", "--data-parallel", "2")
+    done = train_example(tmp_path / "four", "--parts", "2", "--nproc-per-node", "4", "--data-parallel", "2")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     (row,) = result["history"]
@@ -74,7 +113,7 @@ def test_it_ends_quietly_when_it_is_told_to(tmp_path: Path) -> None:
 
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
-    done = train(tmp_path / "none", "--nproc-per-node", "4")
+    done = train_example(tmp_path / "none", "--nproc-per-node", "4")
     assert done.returncode == 2
     assert done.stderr == "error: There are 4 ranks for 3 parts; start 3 processes, or convert with parts=4.\n"
     assert done.stdout == ""
