@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from localize.errors import PlacementError
+
+_log = logging.getLogger(__name__)
 
 
 def launch(command: Sequence[str], processes: int, max_restarts: int = 0) -> int:
@@ -44,8 +47,11 @@ def launch(command: Sequence[str], processes: int, max_restarts: int = 0) -> int
     try:
         elastic_launch(config, sys.executable)("-m", *command)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:  # it has said why
+            return failure.exitcode
+        _log.error("rank %d was ended by %s, and the others with it", rank, signal.Signals(-failure.exitcode).name)
+        return 128 - failure.exitcode
     except SignalException as error:  # this process was told to end (Ctrl-C, say), and has ended the others
         return 128 + error.sigval
     return 0

@@ -133,7 +133,7 @@ class Outbox:
             try:
                 self._deliver(parcel)
             except Exception as error:
-                self._error = error
+                self._error = error  # and the rest is let go, so that nobody waits for room
             del parcel  # its memory is not to be kept until there is another one
             self._room.release()
 
@@ -219,7 +219,7 @@ class Inbox:
         self._thread.join()
 
     def abort(self) -> None:
-        """Nobody asks for another message."""
+        """Nobody asks for another message: its thread ends when one comes."""
         self._over = True
         self._room.release()  # its thread may wait for room
 

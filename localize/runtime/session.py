@@ -30,7 +30,7 @@ _ABORT = "abort"
 _LEFT = "left"
 _LONGEST = 1000  # characters of a reason
 T = TypeVar("T")
-Lost = Callable[[Exception], LocalizeError]
+Lost = Callable[[Exception], LocalizeError]  # the error to raise of one that broke a wait
 _sessions = 0
 
 
@@ -50,7 +50,7 @@ class Session:
         self.ranks, self.names, self.step = ranks, list(names), 0
         self._store = PrefixStore(f"localize/{_sessions}", ranks.store)
         self.waiters = Waiters(ranks.group)
-        self._gathered, self._left = 0, False
+        self._gathered, self._has_signed_off = 0, False
 
     # ---------------------------------------------------------------- failing
 
@@ -70,9 +70,7 @@ class Session:
         """Tells all ranks of an error here; returns the run's first failure, which may be another's."""
         if isinstance(error, Stopped):
             return error.cause
-        known = isinstance(error, LocalizeError)
-        text = str(error) if known else f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-        return self._blame(self._cause(self.ranks.rank, edge, " ".join(text.split())[:_LONGEST]))
+        return self._blame(self._cause(self.ranks.rank, edge, _in_words(error)))
 
     def lost(self, rank: int, edge: str | None) -> Stopped:
         """The error of a rank whose connection to a neighbour broke: that one's own reason, if it has left any."""
@@ -103,7 +101,7 @@ class Session:
     def _storeless(self) -> Cause:
         if launcher_keeps_store():
             return self._cause(self.ranks.rank, None, "the launcher is gone, and its store with it.")
-        return self._cause(0, None, "the process is gone, and the store that it kept.", gone=True)
+        return self._cause(0, None, "the process is gone, and with it the store that would say why.", gone=True)
 
     def _ask(self, question: Callable[[], T]) -> T:
         try:
@@ -117,31 +115,40 @@ class Session:
         Raises:
             Stopped: another rank failed meanwhile; ``give_up`` is to follow.
         """
-        self._ask(self._go)
-        while self._keeps_store and self._ask(self._gone) < self.ranks.count:
+        self._ask(self._sign_off)
+        while self._keeps_store and self._ask(self._signed_off) < self.ranks.count:
             self.check()
             time.sleep(POLL_S / 50)
 
-    def give_up(self) -> bool:
-        """The last call after a failure, when others were told. Waits for the threads that wait for other ranks.
+    def give_up(self) -> None:
+        """The last call after a failure, when others were told. No thread of the session runs after it.
 
-        Returns whether connections had to be closed for that: these processes cannot have another session then.
+        Connections may be closed for that, so that these processes cannot have another session.
         """
+        try:
+            self._stay_for_the_others()
+        finally:
+            self.waiters.end(POLL_S)
+
+    def _stay_for_the_others(self) -> None:
+        """Until all ranks know why the run failed, if they come to hear of it here."""
         cause = self._known_cause()
-        coming = self.ranks.count - (cause is not None and cause.gone)
-        end = time.monotonic() + _STAY_S
+        killed = cause is not None and cause.gone
+        # Of ranks that were killed only one is known, and whoever waits for a neighbour notices soon.
+        end = time.monotonic() + (_GRACE_S + POLL_S if killed else _STAY_S)
         with suppress(RuntimeError):  # the store is gone, and with it what there was to wait for
-            self._go()
-            while self._keeps_store and self._gone() < coming and time.monotonic() < end:
+            self._sign_off()
+            while self._keeps_store and self._signed_off() < self.ranks.count - (1 if killed else 0):
+                if time.monotonic() > end:
+                    return
                 time.sleep(POLL_S / 10)
-        return self.waiters.end(POLL_S)
 
-    def _go(self) -> None:
-        if not self._left:
+    def _sign_off(self) -> None:
+        if not self._has_signed_off:
             self._store.add(_LEFT, 1)
-        self._left = True
+        self._has_signed_off = True
 
-    def _gone(self) -> int:
+    def _signed_off(self) -> int:
         return self._store.add(_LEFT, 0)
 
     @property
@@ -242,3 +249,13 @@ class Session:
         held = torch.empty(like.shape, dtype=like.dtype)
         self.call(lambda: self.ranks.group.recv([held], source, 1).wait(), source)
         return held
+
+
+def _in_words(error: BaseException) -> str:
+    """An error in one line, whatever its own code does."""
+    try:
+        text = str(error).strip() or "no message"
+    except Exception:
+        text = "an error whose message cannot be made"
+    known = isinstance(error, LocalizeError)
+    return " ".join((text if known else f"{type(error).__name__}: {text}").split())[:_LONGEST]

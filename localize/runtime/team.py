@@ -109,7 +109,7 @@ class Team:
 
     wires: Wires
     _run: Run | None = None
-    _broken = False  # whether a run failed whose messages may still be on their way, or whose connections are closed
+    _broken = False  # whether a run of these processes failed: connections may be closed, on any of them
 
     @staticmethod
     def place(local: LocalModel, options: Options, device: torch.device | str | None) -> torch.device:
@@ -149,6 +149,7 @@ class Team:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
+            Team._broken = True
             self._give_up(error)
             return
         try:
@@ -156,19 +157,22 @@ class Team:
                 self._open.close()
             self.session.leave()
         except BaseException as failure:
+            Team._broken = True
             self._give_up(failure)
             raise
         self._open = None
 
     def _give_up(self, error: BaseException) -> None:
-        cause = self.session.fail(error)
-        if self._open is not None:
-            self._open.abort(cause)
-        if self._run is not None:
-            self._run.saver.stop()  # the others know by now, and need not wait for it
-        closed = self.session.give_up()
-        Team._broken |= closed or self._open is not None
-        self._open = None
+        """Tells the others first, so that none waits for what this rank still does; then waits for its own threads."""
+        opened, self._open = self._open, None
+        try:
+            cause = self.session.fail(error)
+            if opened is not None:
+                opened.abort(cause)
+            if self._run is not None:
+                self._run.saver.stop()
+        finally:
+            self.session.give_up()
 
     def agreed(self, value: Any) -> Any:
         return self.session.gather(value)[0]

@@ -7,6 +7,7 @@ of its group, and so ends all the others.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-_TAG = 1 << 20  # no message has it
+_UNUSED_TAG = 1 << 20  # of messages that nobody sends
 _AT_ONCE = timedelta(milliseconds=1)
 _END_S = 5.0  # for threads whose connections are closed to end
+_log = logging.getLogger(__name__)
 
 
 class Waiters:
-    """The threads of one session; daemons, since one that waits for a device may never come back.
+    """The threads of one session, started by its main thread; daemons: what waits for a device may never come back.
 
     Attributes:
         groups: the process groups of gloo in which they may wait.
@@ -40,20 +42,27 @@ class Waiters:
         thread.start()
         return thread
 
-    def end(self, patience_s: float) -> bool:
-        """After a failure: has all threads end, those that have not within ``patience_s`` by closing connections.
+    def end(self, patience_s: float) -> None:
+        """After a failure: has all threads end, those that do not within ``patience_s`` by closing connections.
 
-        Returns whether it did close them: nothing can be sent or received any more.
+        A Ctrl-C on the way is raised when it is done.
         """
+        try:
+            self._end(patience_s)
+        except KeyboardInterrupt:
+            self._end(0.0)
+            raise
+
+    def _end(self, patience_s: float) -> None:
         if self._ended(patience_s):
-            return False
+            return
         for group in self.groups:
-            for peer in range(group.size()):
+            for peer in range(group.size()):  # waiting for one that is gone already closes nothing: try the next
                 if peer != group.rank():
-                    with suppress(RuntimeError):  # always: nobody sends this, or the connection is broken already
-                        group.recv([torch.empty(1)], peer, _TAG).wait(_AT_ONCE)
-        self._ended(_END_S)
-        return True
+                    with suppress(RuntimeError):
+                        group.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(_AT_ONCE)
+        if not self._ended(_END_S):
+            _log.debug("threads that wait for other ranks do not end: %s", ", ".join(t.name for t in self._threads))
 
     def _ended(self, within_s: float) -> bool:
         end = time.monotonic() + within_s

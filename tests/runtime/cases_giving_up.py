@@ -6,9 +6,14 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+from localize.errors import CheckpointError, LocalizeError
+from localize.runtime.distributed import DistributedRun
+from localize.runtime.saver import Saver
 from localize.runtime.session import Session
+from localize.runtime.waiters import Waiters
 from tests.runtime import helpers
 from tests.runtime.cases import _message, made, rank
 
@@ -38,6 +43,59 @@ def threads_left(method: str, on: int, replicas: int) -> dict[str, Any]:
     except Exception as error:
         return {**_message(error), "during": during, "after": threads()}
     return {"kind": None}
+
+
+def gives_up_badly(how: str) -> dict[str, Any]:
+    """Two ranks, where something else goes wrong on the second one when it fails."""
+    local, loader = made("mixed", "early_exit", 2)
+
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    def cannot(saver: Saver) -> None:
+        raise OSError("cannot stop")
+
+    def interrupted(waiters: Waiters, within_s: float) -> bool:
+        Waiters._ended = ended  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    ended = Waiters._ended
+
+    def misbehave(step: int, reports: object) -> None:
+        if rank() == 1 and step == 4:
+            if how == "no stop":
+                Saver.stop = cannot  # type: ignore[method-assign]
+            elif how == "Ctrl-C":
+                Waiters._ended = interrupted  # type: ignore[method-assign]
+            raise Unprintable if how == "no words" else helpers.Interruption("something broke")
+
+    trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave)
+    try:
+        trainer.fit(loader, epochs=5)
+    except BaseException as error:
+        said = str(error) if rank() == 0 else ""
+        return {"kind": type(error).__name__, "said": said, "after": threads()}
+    return {"kind": "nothing"}
+
+
+def starts_anew(folder: str) -> list[str]:
+    """The second rank cannot read its share of a checkpoint when the others are ready; then all begin once more."""
+    said = []
+
+    def cannot(run: DistributedRun) -> None:
+        if rank() == 1:
+            raise CheckpointError("cannot be read")
+
+    DistributedRun.resume = cannot  # type: ignore[method-assign]
+    for resume in (True, False):
+        local, loader = made("mixed", "early_exit", 2)
+        trainer = helpers.trainer(local, Path(folder), executor="distributed", progress=False)
+        try:
+            trainer.fit(loader, epochs=1, resume=resume)
+        except LocalizeError as error:
+            said.append(type(error).__name__)
+    return said
 
 
 def looks_late() -> dict[str, str]:

@@ -45,6 +45,39 @@ def test_a_rank_that_is_gone_is_not_waited_for(several: Several) -> None:
     assert all(found[rank]["seconds"] < 9 for rank in (0, 2)), "the first rank would stay 10 s for one that comes"
 
 
+@pytest.mark.parametrize(
+    ("how", "kind", "said"),
+    [("no words", "Unprintable", "Unprintable: an error whose message cannot be made"),
+     ("no stop", "OSError", "Interruption: something broke"),
+     ("Ctrl-C", "KeyboardInterrupt", "Interruption: something broke")],
+)  # fmt: skip
+def test_whatever_else_goes_wrong_no_thread_is_left(several: Several, how: str, kind: str, said: str) -> None:
+    first, second = several.results(f"{CASES}gives_up_badly", 2, how=how)
+    assert first["kind"] == "Stopped"
+    assert said in first["said"]
+    assert second["kind"] == kind
+    assert first["after"] == second["after"] == []
+
+
+def test_all_ranks_know_that_they_cannot_start_again(several: Several, tmp_path: Path) -> None:
+    """Where one of them had not come as far as the others, it alone began anew, and waited for them."""
+    first, second = several.results(f"{CASES}starts_anew", 2, folder=str(tmp_path))
+    assert first == ["Stopped", "PlacementError"]
+    assert second == ["CheckpointError", "PlacementError"]
+
+
+def test_the_launcher_says_who_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(
+        "import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)\n"
+    )
+    program = "import sys; from localize.runtime.launch import launch; sys.exit(launch(['killed'], 2))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 128 + 9
+    assert "rank 1 was ended by SIGKILL, and the others with it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(10))
 def test_processes_end_with_a_status_of_their_own(attempt: int) -> None:
