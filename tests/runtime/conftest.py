@@ -1,4 +1,4 @@
-"""Processes that several tests of a file share."""
+"""Processes that several tests share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.runtime.several import Several
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def several() -> Iterator[Several]:
     processes = Several()
     yield processes
