@@ -208,7 +208,7 @@ class _Recipe:
                 if all(map(self._is_written, range(1, len(local.parts) + 1), local.parts)):
                     return local
                 problem = "it is captured in another way than it was"
-        except (LocalizeError, RuntimeError) as error:
+        except Exception as error:  # whatever its code, or a head's, does without values; the other way has them
             problem = str(error)
         _log.debug("%s: the model is built with all its memory first: %s", self.folder, problem)
         generators.restore()

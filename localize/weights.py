@@ -63,11 +63,11 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     taken: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
-        memory = value.untyped_storage()
-        if memory.nbytes() != value.nbytes or memory.data_ptr() in taken:
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in taken:
             value = value.clone()
         elif value.nbytes:
-            taken.add(memory.data_ptr())
+            taken.add(storage.data_ptr())
         result[name] = value
     return result
 

@@ -51,7 +51,8 @@ def _converted(recipe: Recipe, out: Output, output: Path | None) -> Iterator[Non
     with ExitStack() as stack:
         try:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix=".localize-", dir=place))
-            local.save(folder := Path(temporary) / default.name)
+            folder = Path(temporary) / default.name
+            local.save(folder)
         except OSError as error:
             raise ConfigError(f"The converted model cannot be handed on to the ranks: {error}.") from error
         del local

@@ -183,12 +183,12 @@ def _run(
     start = time.perf_counter()
     try:
         trainer.fit(train_loader, val_loader, epochs=epochs, resume=resume)
+        out.note(f"{epochs} epochs with {local.method.name} in {time.perf_counter() - start:.1f} s")
+        scores = trainer.evaluate(val_loader)
     except Stopped as stopped:
         if stopped.tells:
             raise
         raise typer.Exit(EXPECTED) from stopped  # the rank that failed has said why
-    out.note(f"{epochs} epochs with {local.method.name} in {time.perf_counter() - start:.1f} s")
-    scores = trainer.evaluate(val_loader)
     if not _first():
         return
     save_into(local, folder)

@@ -6,7 +6,6 @@ process, or a later one, can make the same of the values (``filling.py``): for e
     dtype, shape        "float32", [8, 10]
     stride, offset      in its memory, in elements
     tied                names of the buffers in the same memory, as far as the process knows
-    values              of a buffer that no ``state_dict`` has; in checkpoints only
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Place:
     def tensor(self) -> Tensor | None:
         """What is there now."""
         module, leaf = self.holders[0]
-        return module._buffers[leaf]
+        return module._buffers[leaf] if leaf in module._buffers else None  # a scripted module's table has no ``get``
 
     def bind(self, tensor: Tensor | None) -> None:
         """Puts another tensor there."""
@@ -95,20 +94,19 @@ def layouts(known: Mapping[str, Place], names: Collection[str]) -> dict[str, Lay
     for name, place in known.items():
         if place.tensor is not None:
             together.setdefault(memory(place.tensor), []).append(name)
-    return {name: layout_of(name, known[name].tensor, together) for name in names}
+    return {name: _layout_of(name, known[name].tensor, together) for name in names}
 
 
-def layout_of(name: str, tensor: Tensor | None, together: Mapping[int, list[str]] | None = None) -> Layout:
+def _layout_of(name: str, tensor: Tensor | None, together: Mapping[int, list[str]]) -> Layout:
     """What a buffer is like; ``together`` has all buffers by memory."""
     if tensor is None:
         return None
-    beside = together[memory(tensor)] if together is not None else []
     return {
         "dtype": dtype_name(tensor),
         "shape": list(tensor.shape),
         "stride": list(tensor.stride()),
         "offset": tensor.storage_offset(),
-        "tied": [other for other in beside if other != name],
+        "tied": [other for other in together[memory(tensor)] if other != name],
     }
 
 

@@ -38,7 +38,7 @@ from localize.errors import CheckpointError
 from localize.runtime.snapshot import OPTIMIZER, TRAINER, WEIGHTS, Keep, Snapshot, missing, read
 from localize.weights import apart
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
 LATEST = "latest"
 TOKEN = ".ranks-"  # a file that tells whether all ranks have the same folder
@@ -215,7 +215,7 @@ def load(folder: Path, keep: Keep | None = None) -> Snapshot | None:
     """The latest checkpoint; None where there is none yet.
 
     ``keep`` says which tensors are wanted, by name of the parameter or buffer that they belong to; of others the
-    snapshot has shape and dtype only (on the meta device).
+    snapshot has the shape only (float32, on the meta device).
 
     Raises:
         CheckpointError: it is missing, damaged or of a newer version.
@@ -256,6 +256,10 @@ def _read_state(path: Path, complete: list[str]) -> dict[str, Any]:
     version = about.get("format") if isinstance(about, dict) else None
     if not isinstance(version, int):
         raise _damaged(path, f"{STATE} names no format version", complete)
+    if version < FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, of a development version before 0.1; this one reads {FORMAT}. Train anew."
+        )
     if version > FORMAT:
         raise CheckpointError(
             f"{path} has format {version}; this version reads up to {FORMAT}. Upgrade localize-torch."

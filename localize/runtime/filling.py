@@ -23,12 +23,17 @@ class Filling:
         known: the places.
         layouts: of the buffers to be filled and of those that are there; ``put`` and ``join`` read it.
         device: where they are to be; None: where they are, and those without memory on the CPU.
+        moves: whether those with memory on another device move there, too.
     """
 
     def __init__(
-        self, known: Mapping[str, Place], layouts: dict[str, Layout], device: torch.device | None = None
+        self,
+        known: Mapping[str, Place],
+        layouts: dict[str, Layout],
+        device: torch.device | None = None,
+        moves: bool = True,
     ) -> None:
-        self.known, self.layouts, self.device = known, layouts, device
+        self.known, self.layouts, self.device, self.moves = known, layouts, device, moves
         self._order = {name: i for i, name in enumerate(known)}
         self._memory: dict[str, int] = {}  # of what is in the places now
         self._together: dict[int, set[str]] = {}
@@ -48,12 +53,16 @@ class Filling:
         if now is not None and self._fits(name, now, layout):
             fill(now, values)
             return
-        where = self.device or (values.device if now is None or now.is_meta else now.device)
+        here = None if now is None or now.is_meta else now.device
+        where = (self.device if self.moves else here) or here or self.device or values.device
         new = laid_out(values.to(where, getattr(torch, layout["dtype"])), layout["stride"])
         if now is None or self._others_with(name):
             place.bind(new)
         else:
-            replace_by(now, new)
+            try:
+                replace_by(now, new)
+            except RuntimeError:  # somebody watches the tensor itself
+                place.bind(new)
         self._moved(name)
 
     def join(self) -> None:
@@ -76,7 +85,10 @@ class Filling:
             return
         if layout["dtype"] == whole["dtype"] and ahead >= 0 and ahead + _extent(layout) <= _extent(whole):
             same = (layout["shape"], layout["stride"], ahead) == (whole["shape"], whole["stride"], 0)
-            place.bind(leader if same else leader.detach().as_strided(layout["shape"], layout["stride"], here))
+            view = leader if same else leader.detach().as_strided(layout["shape"], layout["stride"], here)
+            if not same:  # what lies between the elements of a strided leader is nobody else's
+                fill(view, place.tensor)
+            place.bind(view)
             self._moved(name)
 
     def _tied(self, name: str) -> list[str]:
@@ -93,7 +105,7 @@ class Filling:
     def _fits(self, name: str, tensor: Tensor, layout: Mapping[str, Any]) -> bool:
         """Whether the values can go into the tensor that is there, and into no other buffer."""
         kind = (dtype_name(tensor), list(tensor.shape), list(tensor.stride()))
-        if tensor.is_meta or tensor.device != (self.device or tensor.device):
+        if tensor.is_meta or (self.moves and tensor.device != (self.device or tensor.device)):
             return False
         if kind != (layout["dtype"], list(layout["shape"]), list(layout["stride"])):
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,6 @@ class Buffers:
             _Before(module, dict(module._buffers.items()))
             for half in (stage.part, stage.head)
             for module in (half.modules() if half is not None else ())
-            if module._buffers
         ]
 
     def put_back(self, number: int) -> None:
@@ -48,6 +47,8 @@ class _Before:
 
     module: nn.Module
     buffers: dict[str, Tensor | None]
+
+    kept: list[_Kept] = field(init=False)
 
     def __post_init__(self) -> None:
         self.kept = [_Kept(buffer) for buffer in self.buffers.values() if buffer is not None]

@@ -95,7 +95,8 @@ def run_batch(
     """
     runners = [_Runner(stage, updater, scope, microbatches) for stage in stages]
     pieces = iter(arrived)
-    if stages[0].method.reach_in(stages[0].parts) == 1:  # else all of them are kept for the backward pass in any case
+    # With a longer reach the activations of all pieces are kept anyway: one by one, the first is soon far up.
+    if stages[0].method.reach_in(stages[0].parts) == 1:
         runners[0].inbox[Side.BELOW].extend(pieces)
     _run(runners, pieces, outside, watch)
     reports = [runner.report for runner in runners if runner.report is not None]

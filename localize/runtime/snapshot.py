@@ -13,9 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from localize.model import LocalModel
-from localize.runtime.buffers import Layout, Place, dtype_name, layout_of, layouts, others, places
+from localize.runtime.buffers import Layout, Place, dtype_name, layouts, others, places
 from localize.runtime.filling import Filling
-from localize.weights import check_fits
+from localize.weights import check_fits, fill
 
 WEIGHTS, OPTIMIZER, TRAINER = "weights.safetensors", "optimizer.safetensors", "trainer.pt"
 Keep = Callable[[str], bool]
@@ -32,29 +32,23 @@ class Snapshot:
 
 
 def tensors_of(local: LocalModel, only: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Layout]]:
-    """What a checkpoint holds of all tensors, or of some, by name: the values, and of all buffers the layouts.
-
-    Values of buffers that no ``state_dict`` has are in their layouts, on the CPU.
-    """
+    """What a checkpoint holds of all tensors, or of some, by name: the values, and of all buffers the layouts."""
     known = places(local)
     kept = {name: place for name, place in known.items() if only is None or name in only}
-    told = layouts(known, kept)
+    saved = layouts(known, kept)
     values = {n: t.detach() for n, t in others(local, known).items() if only is None or n in only}
     for name, place in kept.items():
-        layout, tensor = told[name], place.tensor
-        if layout is None or tensor is None:
-            continue
-        if not place.saved:
-            layout["values"] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        else:  # a file has no tensors in the same memory
-            values[name] = tensor.detach().clone() if layout["tied"] else tensor.detach()
-    return values, told
+        layout, tensor = saved[name], place.tensor
+        if layout is not None and tensor is not None:  # files have no tensors in the same memory, or complex ones
+            value = tensor.detach().clone() if layout["tied"] else tensor.detach()
+            values[name] = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    return values, saved
 
 
 def restore(
     local: LocalModel,
     values: Mapping[str, Tensor],
-    told: Mapping[str, Layout],
+    saved: Mapping[str, Layout],
     where: str,
     only: Collection[str] | None,
     device: torch.device,
@@ -62,8 +56,8 @@ def restore(
     """The inverse of ``tensors_of``. ``only`` limits it to some, by name.
 
     A buffer takes the shape, the dtype and the strides that it had, or becomes None: ``load_state_dict`` would refuse
-    that, but here a run is to go on where it was. Parameters, whatever holds them, keep theirs. So do buffers their
-    floating-point dtype, where parameters have another one than they had: then the model was cast.
+    that, but here a run is to go on where it was. Parameters must have the shapes that they had, and keep their dtype.
+    If it is another one than the checkpoint's, the model was cast: floating-point buffers then keep theirs, too.
 
     Raises:
         CheckpointError: names differ, or shapes of parameters; everything that does not fit is listed at once.
@@ -72,32 +66,36 @@ def restore(
     rest = others(local, known)
     expected = {name: tuple(tensor.shape) for name, tensor in rest.items()}
     for name, place in known.items():
-        if place.saved and told.get(name, place.tensor) is not None:
+        if saved[name] is not None if name in saved else place.saved and place.tensor is not None:
             expected[name] = tuple(values[name].shape) if name in values else ()
     check_fits(expected, {name: tuple(tensor.shape) for name, tensor in values.items()}, where)
     wanted = [name for name in (*rest, *known) if only is None or name in only]
     cast = any(values[name].dtype != rest[name].dtype for name in wanted if name in rest)
-    filling = Filling(known, {n: _told(n, place, values, told, cast) for n, place in known.items()}, device)
+    wanted_layouts = {name: _wanted(saved.get(name), place, cast) for name, place in known.items()}
+    filling = Filling(known, wanted_layouts, device, moves=False)
     with torch.no_grad():
         for name in wanted:
             if name in rest:
-                rest[name].copy_(values[name])
-            elif name in told or name in values:
-                found = (told.get(name) or {}).get("values", values.get(name))
-                filling.put(name, None if found is None else found.clone())  # of a file, as a rule
+                fill(rest[name], values[name])
+            elif name in saved:
+                filling.put(name, _found(values.get(name), saved[name]))
         filling.join()
 
 
-def _told(
-    name: str, place: Place, values: Mapping[str, Tensor], told: Mapping[str, Layout], cast: bool
-) -> Layout:
+def _wanted(layout: Layout, place: Place, cast: bool) -> Layout:
     """The layout that a buffer is to have."""
-    layout, now = told.get(name), place.tensor
-    if layout is None and name in values:  # a checkpoint of before layouts were written
-        layout = layout_of(name, values[name].contiguous())
+    now = place.tensor
     if layout is not None and now is not None and cast and now.is_floating_point():
-        layout = {**layout, "dtype": dtype_name(now)}
+        return {**layout, "dtype": dtype_name(now)}
     return layout
+
+
+def _found(values: Tensor | None, layout: Layout) -> Tensor | None:
+    """A buffer's values in a checkpoint, in memory of their own: the model must not share any with the snapshot."""
+    if values is None or layout is None:
+        return None
+    values = values.clone()
+    return torch.view_as_complex(values) if getattr(torch, layout["dtype"]).is_complex else values
 
 
 def copied(snapshot: Snapshot) -> tuple[Snapshot, Callable[[], None]]:
@@ -149,7 +147,7 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **first,
         "optimizers": [optimizer for shard in shards for optimizer in shard["optimizers"]],
         "values": {name: value for shard in shards for name, value in shard["values"].items()},
-        "buffers": {name: value for shard in shards for name, value in shard.get("buffers", {}).items()},
+        "buffers": {name: value for shard in shards for name, value in shard["buffers"].items()},
         "tally": _tally([shard["tally"] for shard in shards]),
     }
 

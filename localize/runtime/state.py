@@ -168,7 +168,7 @@ class TrainingState:
     def _put_weights(self, snapshot: Snapshot, where: str) -> None:
         then, now = snapshot.about["cuts"], list(self.local.plan.cuts)
         try:
-            told, device = snapshot.trainer.get("buffers", {}), self.tally.loss.device
+            told, device = snapshot.trainer["buffers"], self.tally.loss.device
             restore(self.local, snapshot.weights, told, where, self.held, device)
         except CheckpointError as error:
             if then == now:

@@ -158,6 +158,26 @@ class Views(Odd):
         return cast(Tensor, self.wide + self.row)
 
 
+class Gaps(Odd):
+    """A column and a row of a matrix that is no buffer: neither has all of the other's memory."""
+
+    def __init__(self, shared: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("column", torch.zeros(4))
+        self.register_buffer("row", torch.zeros(WIDTH))
+
+    def begin(self, shared: Tensor) -> None:
+        matrix = torch.zeros(4, WIDTH)
+        self.column, self.row = matrix[:, 0], matrix[1]
+
+    def learn(self, h: Tensor) -> None:
+        self.column.add_(h.mean())
+        self.row.mul_(0.9).add_(h.mean(0), alpha=0.1)
+
+    def keeps(self, h: Tensor) -> Tensor | float:
+        return cast(Tensor, self.row + self.column.sum())
+
+
 class Unsaved(Odd):
     """Buffers that no ``state_dict`` has: another tensor each time, one that is written to, one that comes."""
 
@@ -181,7 +201,7 @@ class Unsaved(Odd):
 
 KINDS: dict[str, Callable[[Tensor], Odd]] = {
     "grows": Grows, "comes": Comes, "shares": Shares, "joins": Joins, "strides": Strides, "views": Views,
-    "unsaved": Unsaved,
+    "gaps": Gaps, "unsaved": Unsaved,
 }  # fmt: skip
 
 

@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_is_named_with_a_way_out(
 def test_a_newer_version_says_to_upgrade(tmp_path: Path) -> None:
     path = save(tmp_path, snapshot(5)) / STATE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match=r"format 99; this version reads up to 1. Upgrade"):
+    with pytest.raises(CheckpointError, match=r"format 99; this version reads up to 2. Upgrade"):
         checkpoint.load(tmp_path)
 
 
