@@ -137,7 +137,7 @@ def test_a_checkpoint_of_an_earlier_format_is_refused(tmp_path: Path) -> None:
     (path,) = (path for path in tmp_path.iterdir() if path.is_dir())
     state = json.loads((path / checkpoint.STATE).read_text())
     (path / checkpoint.STATE).write_text(json.dumps(state | {"format": checkpoint.FORMAT - 1}))
-    with pytest.raises(CheckpointError, match="has format 1, of a development version before 0.1; this one reads 2"):
+    with pytest.raises(CheckpointError, match="has format 1, of a development version"):
         helpers.trainer(helpers.converted(), tmp_path, progress=False).fit(helpers.loader(), epochs=1, resume=True)
 
 
