@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from localize.runtime.ranks import attempt
+
 _EVERY_S = 1.0
 _log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class Attempts:
     """
 
     def __init__(self, trace: Path) -> None:
-        self.number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) + 1
+        self.number = attempt() + 1
         self._trace, self._rank = trace, os.environ.get("RANK") or "0"
         self._written = 0
         self._due = 0.0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0 else math.inf

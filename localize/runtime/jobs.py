@@ -149,14 +149,14 @@ def _taking_turns(places: Sequence[Place]) -> Iterator[Job]:
         return not (one_by_one and number == 1 and job.kind == "forward")
 
     while any(todo.values()):
-        able = [n for n, jobs in todo.items() if jobs and can_go_on(n, jobs[0])]
-        if not able and 1 in todo and todo[1] and todo[1][0].kind == "forward":
-            able = [1]
-        number = able[0] if able else next(n for n, side in ends if todo[n] and todo[n][0].side is side)
+        able = next((n for n, jobs in todo.items() if jobs and can_go_on(n, jobs[0])), None)
+        if able is None and 1 in todo and todo[1] and todo[1][0].kind == "forward":
+            able = 1
+        number = next(n for n, side in ends if todo[n] and todo[n][0].side is side) if able is None else able
         job = todo[number].popleft()
         if job.kind == "send" and job.side is not None:
             arrived[number + job.side.value, Side(-job.side.value)] += 1
-        elif job.kind == "receive" and able:
+        elif job.kind == "receive" and able is not None:
             arrived[number, job.side] -= 1
         yield job
         while todo[number] and todo[number][0].kind == "update":  # no other part goes on in between

@@ -38,10 +38,8 @@ class Tally:
 
     def add(self, reports: Sequence[StageReport], samples: int, skipped: Sequence[int]) -> None:
         """One batch; ``skipped`` are the parts whose update was left out."""
-        losses = [
-            r.loss.to(self.loss.dtype) if r.loss is not None else self.loss.new_full((), torch.nan) for r in reports
-        ]
-        values = torch.stack(losses)
+        none = self.loss.new_full((), torch.nan)  # of parts without a loss, and of those of other ranks
+        values = torch.stack([none if r.loss is None else r.loss.to(self.loss.dtype) for r in reports])
         finite = values.isfinite()
         self.loss += torch.where(finite, values, 0.0) * samples
         self.weight += finite * samples

@@ -41,11 +41,12 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process anew after a failure (``--max-restarts``)."""
-    return _attempt() > 0
+    """Whether torchrun started this process anew after a failure."""
+    return attempt() > 0
 
 
-def _attempt() -> int:
+def attempt() -> int:
+    """How often torchrun has started this process anew after a failure (``--max-restarts``)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
@@ -91,5 +92,5 @@ def _start_group() -> None:
     # After a restart the launcher's store still holds where the processes before this one listened, and torch would
     # connect to those: each attempt gets keys of its own.
     store, rank, count = next(rendezvous("env://", timeout=_START))
-    prefixed = PrefixStore(f"localize/attempt/{_attempt()}", store)
+    prefixed = PrefixStore(f"localize/attempt/{attempt()}", store)
     dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=count, timeout=_START)

@@ -67,6 +67,5 @@ class Waiters:
     def _ended(self, within_s: float) -> bool:
         end = time.monotonic() + within_s
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, end - time.monotonic()))
+            thread.join(max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
