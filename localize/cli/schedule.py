@@ -25,7 +25,7 @@ from localize.heads.registry import get_method
 from localize.runtime.costs import Cost, Costs, costs_of_plan, samples_of
 from localize.runtime.gantt import draw
 from localize.runtime.jobs import Order
-from localize.runtime.placement import assign
+from localize.runtime.placement import assign_planned
 from localize.runtime.predict import Prediction, predict
 from localize.runtime.simulate import ranks_problems
 from localize.runtime.timeline import Unit
@@ -140,7 +140,7 @@ class _Case:
             return ranks
         if problems := ranks_problems(ranks, self.parts):
             raise ConfigError(problem_list("The parts cannot be given to ranks", problems))
-        return assign([max(part.total.of(self.plan.balance), 1e-9) for part in self.plan.parts], ranks)
+        return assign_planned(self.plan, ranks)
 
     def rate(self, found: Prediction) -> float | None:
         """Samples a second."""

@@ -18,6 +18,7 @@ from localize.spec import plain
 from localize.weights import fingerprint
 
 PATIENCE_S = 60.0  # network file systems may show a new folder that late
+_LISTED = 5  # names of tensors in a message
 _FACTORIES = ("optimizer", "head_optimizer", "scheduler")
 _PRESENT = (*_FACTORIES[1:], "checkpoint_dir", "trace")
 _VALUES = (
@@ -55,6 +56,29 @@ def agree(session: Session, local: LocalModel, options: Options, own: dict[str, 
         )
         raise PlacementError(problem_list("The ranks do not train the same", [*problems, advice]))
     return [other["own"] for other in everyone]
+
+
+def same_names(session: Session, names: list[str]) -> None:
+    """Tells what differs between the tensors of the ranks' models, which are not the same, or in another order.
+
+    Raises:
+        PlacementError: always.
+    """
+    everyone = session.gather(names)
+    first, problems = everyone[0], []
+    for rank, other in enumerate(everyone):
+        for here, there, one, two in ((0, rank, first, other), (rank, 0, other, first)):
+            lacking = sorted({*one} - {*two})
+            if lacking:
+                more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+                problems.append(f"rank {here} has {', '.join(lacking[:_LISTED])}{more}, and rank {there} has not")
+        if {*first} == {*other} and first != other:
+            problems.append(f"rank {rank} has the same tensors as rank 0, but they were registered in another order")
+    advice = (
+        "A forward pass that registers buffers does so only on the ranks that run it; register all of them in "
+        "__init__, in one order (one that is not known yet as None)."
+    )
+    raise PlacementError(problem_list("The ranks' models do not have the same tensors", [*problems, advice]))
 
 
 def settings(factory: object) -> str | None:

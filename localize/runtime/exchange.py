@@ -7,7 +7,7 @@ there; then come the values, name by name, in one order everywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,23 +40,26 @@ class Exchange:
             filling: for buffers; knows the layouts of those that this rank has.
             others: what is no buffer.
         """
-        here, own = self.placement.rank, dict(filling.layouts)
+        here, own, recipients = self.placement.rank, dict(filling.layouts), sorted(needs)
         for source in range(len(self.placement.ranges)):
-            for to in sorted(needs):
+            for to in recipients:
                 names = [n for n in needs[to] if n in filling.known and self.owners[n] == source]
                 if names and here == source:
                     self._tell({name: own[name] for name in names}, to)
                 elif names and here == to:
                     filling.layouts |= self._told(source)
         for name, source in self.owners.items():
-            for to in sorted(needs):
-                if name in needs[to] and here == source:
-                    self._send(filling.known[name].tensor if name in filling.known else others[name], to)
-                elif name in needs[to] and here == to and name in filling.known:
+            place = filling.known.get(name)
+            for to in recipients:
+                if name not in needs[to] or here not in (source, to):
+                    continue
+                if here == source:
+                    self._send(others[name] if place is None else place.tensor, to)
+                elif place is None:
+                    self._take(others[name], source, filling.device)
+                else:
                     layout = filling.layouts[name]
                     filling.put(name, None if layout is None else self._receive(empty(layout), source))
-                elif name in needs[to] and here == to:
-                    self._take(others[name], source, filling.device)
         filling.join()
 
     def _take(self, tensor: Tensor, source: int, device: torch.device | None) -> None:
@@ -83,3 +86,40 @@ class Exchange:
     def _told(self, source: int) -> Any:
         length = int(self._receive(torch.tensor(0), source))
         return json.loads(bytes(self._receive(torch.empty(length, dtype=torch.uint8), source).tolist()))
+
+
+def spread(
+    names: Iterable[str],
+    filling: Filling,
+    others: Mapping[str, Tensor],
+    device: torch.device,
+    broadcast: Callable[[Tensor], None],
+    gives: bool,
+) -> None:
+    """Gives tensors of one rank to all that make the same call.
+
+    Args:
+        names: of what is spread, in one order everywhere.
+        filling: for buffers; knows the layouts of those of the rank that gives.
+        others: what is no buffer.
+        device: for buffers that are not there yet.
+        broadcast: puts into a tensor, contiguous and on the CPU, what is in that of the rank that gives.
+        gives: whether this is that rank.
+    """
+    for name in names:
+        tensor = others[name] if name in others else filling.known[name].tensor
+        layout = filling.layouts.get(name)
+        if gives or name in others:
+            if tensor is not None:
+                values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+                broadcast(values)
+                if not gives:
+                    tensor.data.copy_(values)
+        elif layout is None:
+            filling.put(name, None)
+        else:
+            values = empty(layout)
+            broadcast(values)
+            filling.put(name, values.to(device))
+    if not gives:
+        filling.join()

@@ -7,7 +7,7 @@ and shapes; but it is put on the meta device, without memory, and takes its valu
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from localize.errors import PlacementError
 from localize.hollow import empty_out, unwatched
 from localize.model import LocalModel
-from localize.runtime.buffers import layouts, others, places
-from localize.runtime.exchange import Exchange
+from localize.runtime.buffers import Layout, layouts, others, places
+from localize.runtime.exchange import Exchange, spread
 from localize.runtime.filling import Filling
 from localize.runtime.materialise import give_away, materialise
 from localize.runtime.session import Session
+from localize.spec import Plan
 from localize.weights import memory
 
 _log = logging.getLogger(__name__)
-_DTYPES = tuple(sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str))
-_KIND = 2 + 32  # numbers that tell of a buffer: its dtype, how many axes, and their sizes
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,18 @@ def assign(costs: Sequence[float], ranks: int) -> tuple[range, ...]:
     # best[n]: the smallest largest sum for the first n parts on the ranks so far, and where the last rank begins
     none: tuple[float, list[int]] = (float("inf"), [])
     best = [(0.0, none[1])] + [none] * parts
+    sums = [[sum(costs[m:n]) for m in range(n)] for n in range(parts + 1)]
     for _ in range(ranks):
         best = [none] + [
-            min((max(best[m][0], sum(costs[m:n])), [*best[m][1], n]) for m in range(n)) for n in range(1, parts + 1)
+            min((max(best[m][0], sums[n][m]), [*best[m][1], n]) for m in range(n)) for n in range(1, parts + 1)
         ]
     ends = best[parts][1]
     return tuple(range(start + 1, end + 1) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
+def assign_planned(plan: Plan, ranks: int) -> tuple[range, ...]:
+    """A plan's parts to ranks, by the cost that they were balanced by. Errors: see ``assign``."""
+    return assign([max(part.total.of(plan.balance), 1e-9) for part in plan.parts], ranks)
 
 
 def placement_of(local: LocalModel, rank: int, ranks: int, replicas: int = 1) -> Placement:
@@ -101,10 +106,8 @@ def placement_of(local: LocalModel, rank: int, ranks: int, replicas: int = 1) ->
         raise PlacementError(
             f"There are {ranks} ranks for {replicas} replicas of {count} parts; start {possible} processes."
         )
-    costs = [1.0] * count
-    if len(local.plan.parts) == count:
-        costs = [max(p.total.of(local.plan.balance), 1e-9) for p in local.plan.parts]
-    return Placement(rank % each, assign(costs, each), rank // each, replicas)
+    ranges = assign_planned(local.plan, each) if len(local.plan.parts) == count else assign([1.0] * count, each)
+    return Placement(rank % each, ranges, rank // each, replicas)
 
 
 class Holdings:
@@ -241,6 +244,15 @@ class Holdings:
         finally:
             self._empty(lent)
 
+    def told(self) -> dict[str, Layout]:
+        """What is in the places of buffers now, of other ranks' too."""
+        return layouts(self._places, self._places)
+
+    def copy(self, told: dict[str, Layout], broadcast: Callable[[Tensor], None], gives: bool) -> None:
+        """Makes what this rank uses that of the one that gives, among ranks that use the same; see ``spread``."""
+        with self._unwatched(), torch.no_grad():
+            spread(self.mine(), Filling(self._places, told), self._others, self._device, broadcast, gives)
+
     def _exchange(self, wanted: dict[int, set[str]], device: torch.device | None) -> None:
         needs = {to: {n for n in names if to not in self.ranks[n]} for to, names in wanted.items()}
         own = layouts(self._places, [name for name in self._places if self.held(name)])
@@ -262,18 +274,6 @@ class Holdings:
             for name in names & current.keys():
                 if memory(current[name]) not in kept:
                     empty_out(current[name])
-
-
-def kind_of(tensor: Tensor) -> Tensor:
-    """Dtype and shape of a tensor as numbers, so many for every tensor."""
-    kind = [_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
-    return torch.tensor(kind + [0] * (_KIND - len(kind)))
-
-
-def like_of(kind: Tensor) -> Tensor:
-    """A tensor without memory of the dtype and shape that ``kind_of`` told."""
-    dtype, axes, *shape = kind.tolist()
-    return torch.empty(shape[:axes], dtype=_DTYPES[dtype], device="meta")
 
 
 def tensors_in(*modules: nn.Module | None) -> list[Tensor]:

@@ -20,9 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from localize.errors import LocalizeError, WireError
-from localize.hollow import replace_by
 from localize.runtime.metrics import Tally
-from localize.runtime.placement import Holdings, Placement, kind_of, like_of
+from localize.runtime.placement import Holdings, Placement
 from localize.runtime.ranks import FOREVER
 from localize.runtime.session import POLL_S, Session
 
@@ -59,23 +58,17 @@ class Replicas:
         self._group = _groups[len(placement.ranges), placement.replicas]
         session.waiters.groups.append(self._group)
         members = [placement.global_rank(placement.rank, replica) for replica in range(self.count)]
+        self._giver = members[0]
         self._others = [rank for rank in members if rank != session.ranks.rank]
         self._calls = 0
 
     def alike(self, holdings: Holdings) -> None:
-        """Gives all replicas the weights and buffers of the first one."""
-        for name, tensor in holdings.tensors.items():
-            if holdings.held(name):
-                values = tensor.detach().cpu().contiguous()
-                if not isinstance(tensor, nn.Parameter):  # a buffer's shape may have followed a replica's own batches
-                    kind = kind_of(values)
-                    self._call(partial(self._broadcast, kind))
-                    like = like_of(kind)
-                    if (like.shape, like.dtype) != (values.shape, values.dtype):
-                        values = torch.empty(like.shape, dtype=like.dtype)
-                        replace_by(tensor, torch.empty_like(values, device=tensor.device))
-                self._call(partial(self._broadcast, values))
-                tensor.data.copy_(values)
+        """Gives all replicas the weights of the first one, and its buffers, whatever a forward pass made of them.
+
+        All ranks call this, and have the same names.
+        """
+        everyone = self.session.gather(holdings.told() if self.first else None)
+        holdings.copy(everyone[self._giver], self._give, self.first)
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Puts the mean of all replicas' gradients into ``.grad``; a replica without one counts as zeros.
@@ -117,6 +110,12 @@ class Replicas:
         found = [torch.empty_like(values) for _ in range(self.count)]
         self._call(partial(self._exchange, found, values))
         return found
+
+    def _give(self, values: Tensor) -> None:
+        """Puts the first replica's values into everyone's, which are contiguous and on the CPU."""
+        whole = values.reshape(-1).view(torch.uint8)  # gloo does not know every dtype
+        if len(whole):
+            self._call(partial(self._broadcast, whole))
 
     def _broadcast(self, values: Tensor) -> None:
         self._group.broadcast(values, 0).wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable
@@ -136,9 +137,9 @@ class Team:
                 "An earlier run of these processes failed, and their connections are closed; start them anew."
             )
         self.session = Session(self._ranks, self.placement.names)
-        self.holdings = Holdings(self.local, self.placement, self.session)
-        self.replicas = Replicas(self.session, self.placement) if self.placement.replicas > 1 else None
         try:
+            self.holdings = Holdings(self.local, self.placement, self.session)
+            self.replicas = Replicas(self.session, self.placement) if self.placement.replicas > 1 else None
             self._agree()
         except BaseException as error:
             self._give_up(error)
@@ -230,8 +231,12 @@ class Team:
                 f"precision='fp16' with {self.local.method.name!r}, whose losses reach several parts, needs one loss "
                 "scale for all ranks, which they do not share; use precision='bf16' or executor='sequential'."
             )
-        own = {"weights": _sample(self.holdings), "seat": transport.seat(self.device)}
+        names = list(self.holdings.ranks)
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        own = {"weights": _sample(self.holdings), "seat": transport.seat(self.device), "names": digest}
         everyone = agreement.agree(self.session, self.local, self.options, own)
+        if len({other["names"] for other in everyone}) > 1:
+            agreement.same_names(self.session, names)
         self._direct = transport.direct([other["seat"] for other in everyone])
         # Those of the first replica are everyone's.
         values = [other["weights"] for other in everyone[: len(self.placement.ranges)]]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from localize import LocalModel
-from localize.runtime import checkpoint
+from localize import LocalModel, to_local
+from localize.runtime import checkpoint, team
 from localize.runtime.causes import Stopped
 from localize.weights import weights_of
 from tests.runtime import helpers
@@ -201,3 +201,92 @@ def drawn(replicas: int) -> list[str]:
     dropout.forward = forward  # type: ignore[method-assign]
     helpers.trainer(local, executor="distributed", progress=False, data_parallel=replicas).fit(list(loader)[:4])
     return masks
+
+
+class Sees(nn.Module):
+    """Its buffers change in evaluation, which only the first replica's ranks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.register_buffer("seen", None)
+        self.register_buffer("turned", torch.zeros(3, 2))
+        self.register_buffer("row", None)
+        self.register_buffer("unsaved", torch.zeros(2), persistent=False)
+        self.register_buffer("gone", torch.ones(3))
+        self.register_buffer("complex", torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and float(x.detach().sum()) != 123.0:
+            self.seen = x.detach().mean(0)
+            self.turned = torch.stack([self.seen, self.seen + 1]).t()
+            self.row = self.turned[2]
+            self.unsaved, self.gone = x.detach()[:, 0].clone(), None
+            self.complex = self.seen * 1j
+        return self.layer(x) if self.seen is None else self.layer(x) + self.seen
+
+
+def sees(parts: int) -> tuple[LocalModel, list[Any]]:
+    """A model, with its buffers as they are at first, and four batches."""
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 6), torch.randint(0, 3, (8,))) for _ in range(4)]
+    net = nn.Sequential(Sees(), nn.ReLU(), Sees(), nn.Linear(6, 3))
+    local = to_local(net, data[0][0], method="early_exit", parts=parts, verify=False)
+    for module, fresh in ((m, Sees()) for m in local.to_standard().modules() if isinstance(m, Sees)):
+        for name, buffer in fresh._buffers.items():
+            setattr(module, name, buffer)
+    return local, data
+
+
+def seen_first() -> list[Any]:
+    """Evaluates, then trains: the buffers that each rank had in its first forward pass, and weights at the end."""
+    local, data = sees(2)
+    trainer = helpers.trainer(local, executor="distributed", progress=False, scheduler=None, data_parallel=2)
+    trainer.evaluate(data)
+    began: list[list[Any]] = []
+
+    def look(module: nn.Module, given: Any) -> None:
+        held = {name: b for name, b in module._buffers.items() if b is not None}
+        memory = {name: b.untyped_storage().data_ptr() for name, b in held.items()}
+        kinds = {name: [str(b.dtype), list(b.shape), list(b.stride())] for name, b in held.items()}
+        began.append([kinds, digest(held), memory["turned"] == memory["row"]])
+
+    mine = next(m for m in local.parts[rank() % 2].modules() if isinstance(m, Sees))
+    mine.register_forward_pre_hook(look)
+    trainer.fit(data, epochs=1)
+    return [began[0], digest({name: p.detach() for name, p in local.parts[rank() % 2].named_parameters()})]
+
+
+def registered_late(what: str) -> list[str]:
+    """The last rank's model has got tensors that the others' has not, or in another order; what fit raises."""
+    local, loader = made("mixed", "early_exit", 2)
+    modules = [m for m in local.to_standard().modules() if isinstance(m, nn.Linear)]
+    modules[0].register_buffer("one", None)
+    modules[0].register_buffer("two", torch.ones(1))
+    if rank() == 3:
+        if what == "order":
+            modules[0]._buffers["one"] = modules[0]._buffers.pop("one")
+        else:
+            for number in range(7):
+                modules[-1].register_buffer(f"late{number}", torch.ones(number))
+    try:
+        helpers.trainer(local, executor="distributed", progress=False, data_parallel=2).fit(loader)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return []
+
+
+def breaks_at_the_start(what: str) -> list[str]:
+    """What one rank cannot make stops all of them."""
+    local, loader = made("mixed", "early_exit", 2)
+
+    def broken(*given: Any) -> None:
+        raise MemoryError("no room")
+
+    if rank() == 2:
+        setattr(team, what, broken)
+    try:
+        helpers.trainer(local, executor="distributed", progress=False, data_parallel=2).fit(loader)
+    except (Exception, MemoryError) as error:
+        return [type(error).__name__, str(error)]
+    return []

@@ -95,6 +95,44 @@ def test_all_replicas_stop_when_one_rank_is_gone(several: Several) -> None:
         assert answer["seconds"] < 20
 
 
+def test_buffers_of_the_first_replica_are_everyones(several: Several) -> None:
+    """An evaluation, which only that one does, made them others; replicas once waited for each other for good."""
+    found = several.results(f"{CASES}seen_first", 4)
+    for one, other in ((found[0], found[2]), (found[1], found[3])):
+        assert one == other
+        kinds, _, shares = one[0]
+        assert shares
+        assert kinds["seen"] == ["torch.float32", [6], [1]]
+        assert kinds["turned"] == ["torch.float32", [6, 2], [1, 6]]
+        assert kinds["unsaved"] == ["torch.float32", [8], [1]]
+        assert kinds["complex"] == ["torch.complex64", [6], [1]]
+        assert "gone" not in kinds
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("what", ["more", "order"])
+def test_models_with_other_tensors_are_refused(several: Several, what: str) -> None:
+    for kind, text in several.results(f"{CASES}registered_late", 4, what=what):
+        assert kind == "PlacementError"
+        assert "register all of them in __init__" in text
+        if what == "more":
+            assert "late4 and 2 more, and rank 0 has not" in text
+            assert "rank 3 has " in text
+        else:
+            assert "rank 3 has the same tensors as rank 0, but they were registered in another order" in text
+        assert not any(f"rank {n}" in text for n in (1, 2))
+
+
+@pytest.mark.parametrize("what", ["Holdings", "Replicas"])
+def test_an_error_before_ranks_have_agreed_is_told(several: Several, what: str) -> None:
+    found = several.run(f"{CASES}breaks_at_the_start", 4, what=what, timeout=40.0)
+    for rank, answer in enumerate(found):
+        kind, text = answer["result"]
+        assert kind == ("MemoryError" if rank == 2 else "Stopped")
+        assert "no room" in text
+        assert answer["seconds"] < 20
+
+
 def test_places() -> None:
     local = made("mixed", "bp", 4)[0]
     places = [placement_of(local, rank, 6, 2) for rank in range(6)]
