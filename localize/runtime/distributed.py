@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from localize.runtime import metrics
 from localize.runtime.checkpoint import Share
 from localize.runtime.gathering import gathering
+from localize.runtime.holdings import trainable_only
 from localize.runtime.messages import Upward
 from localize.runtime.nonfinite import check_weights
-from localize.runtime.placement import trainable_only
 from localize.runtime.run import Run
 from localize.runtime.sequential import stages_of
 from localize.runtime.shards import Shard

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,8 @@ from torch import Tensor
 from localize.hollow import replace_by
 from localize.runtime.buffers import laid_out
 from localize.runtime.filling import Filling, empty
+from localize.runtime.placement import Placement
 from localize.runtime.session import Session
-
-if TYPE_CHECKING:
-    from localize.runtime.placement import Placement
 
 
 class Exchange:

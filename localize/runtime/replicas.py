@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from localize.errors import LocalizeError, WireError
+from localize.runtime.holdings import Holdings
 from localize.runtime.metrics import Tally
-from localize.runtime.placement import Holdings, Placement
+from localize.runtime.placement import Placement
 from localize.runtime.ranks import FOREVER
 from localize.runtime.session import POLL_S, Session
 

@@ -16,9 +16,10 @@ from localize.errors import ConfigError, PlacementError
 from localize.model import LocalModel
 from localize.runtime import agreement, checkpoint, evaluation, metrics, transport
 from localize.runtime.distributed import DistributedRun
+from localize.runtime.holdings import Holdings
 from localize.runtime.materialise import materialise
 from localize.runtime.options import Options
-from localize.runtime.placement import Holdings, placement_of
+from localize.runtime.placement import placement_of
 from localize.runtime.precision import PRECISIONS, autocast_for
 from localize.runtime.ranks import expected, join, restarted
 from localize.runtime.replicas import Replicas, join_replicas
