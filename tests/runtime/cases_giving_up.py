@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -115,22 +113,6 @@ def looks_late() -> dict[str, str]:
             time.sleep(2.5)
 
     Session.check = checking  # type: ignore[method-assign]
-    trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave)
-    try:
-        trainer.fit(loader, epochs=5)
-    except Exception as error:
-        return _message(error)
-    return {"kind": "nothing"}
-
-
-def one_is_killed() -> dict[str, str]:
-    """The second rank is killed."""
-    local, loader = made("mixed", "bp", 3)
-
-    def misbehave(step: int, reports: object) -> None:
-        if rank() == 1 and step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-
     trainer = helpers.trainer(local, executor="distributed", progress=False, on_step=misbehave)
     try:
         trainer.fit(loader, epochs=5)

@@ -39,7 +39,7 @@ def test_who_looks_late_learns_the_first_cause(several: Several) -> None:
 
 
 def test_a_rank_that_is_gone_is_not_waited_for(several: Several) -> None:
-    found = several.run(f"{CASES}one_is_killed", 3)
+    found = several.run("tests.runtime.cases:fails", 3, method="bp", parts=3, at=4, on=1, how="kill")
     assert [answer["status"] for answer in found] == [0, -9, 0]
     assert all("the process is gone" in found[rank]["result"]["text"] for rank in (0, 2))
     assert all(found[rank]["seconds"] < 9 for rank in (0, 2)), "the first rank would stay 10 s for one that comes"

@@ -19,7 +19,7 @@ from localize.runtime.predict import predict
 from localize.runtime.schedule import schedule
 from localize.runtime.simulate import shared, simulate, work
 from localize.runtime.timeline import Interval, Timeline
-from tests.runtime.test_simulate import COST, SIZES, anything
+from tests.runtime.test_simulate import COST, SIZES, anything, no_faster_at_a_higher_cost
 
 # By hand.
 
@@ -232,16 +232,7 @@ def test_a_rank_a_part_is_never_slower(given_case: tuple[Method, dict[str, Any]]
 def test_nothing_gets_faster_where_something_costs_more(
     given_case: tuple[Method, dict[str, Any]], data: st.DataObject
 ) -> None:
-    method, case = given_case
-    before = simulate(method, **case).steps
-    name = data.draw(st.sampled_from(["forward", "loss", "backward", "update", "feedback", "transfer"]))
-    old, more = case[name], data.draw(st.integers(1, 3))
-    if isinstance(old, list):
-        place = data.draw(st.integers(0, len(old) - 1))
-        case[name] = [value + more * (i == place) for i, value in enumerate(old)]
-    else:
-        case[name] = old + more
-    assert simulate(method, **case).steps >= before
+    no_faster_at_a_higher_cost(*given_case, data)
 
 
 @settings(deadline=None, max_examples=100)
