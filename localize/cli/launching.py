@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
-
 from localize import LocalModel
 from localize.cli.building import Recipe, build
 from localize.cli.loading import default_folder, is_artefact, open_artefact, writable_folder
@@ -61,10 +59,9 @@ def _converted(recipe: Recipe, out: Output, output: Path | None) -> Iterator[Non
         yield
 
 
-def converted_for_ranks(seed: int) -> tuple[LocalModel, Path] | None:
+def converted_for_ranks() -> tuple[LocalModel, Path] | None:
     """On a rank: the model, without memory, and the folder it goes to by default. None: this process converts it."""
     place = os.environ.get(_CONVERTED)
     if place is None:
         return None
-    torch.manual_seed(seed)  # as before its conversion: for what the model's code draws and no file has
     return open_artefact(place, "meta"), Path(Path(place).name)

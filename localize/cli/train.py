@@ -152,8 +152,9 @@ def _told_once() -> Iterator[None]:
 def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
     """The model to train and the folder for it: an artefact as it is, anything else converted first."""
     artefacts = [token for token in recipe.tokens if is_artefact(token)]
+    torch.manual_seed(recipe.seed)  # for what an artefact's model draws and no file has, as before its conversion
     if not artefacts:
-        if (ready := converted_for_ranks(recipe.seed)) is not None:
+        if (ready := converted_for_ranks()) is not None:
             return ready
         local, name = build(recipe, data)
         out.note(str(local.plan))
@@ -165,7 +166,6 @@ def _open(recipe: Recipe, data: Data, out: Output) -> tuple[LocalModel, Path]:
             "`localize train MODEL` or `localize convert MODEL`."
         )
     folder = the_model(recipe.tokens)
-    torch.manual_seed(recipe.seed)  # for what the model's code draws and no file has
     # A process of several reads the weights of its own parts only, when training starts.
     return open_artefact(folder, "meta" if launched() else None), Path(folder)
 

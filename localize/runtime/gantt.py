@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from localize.errors import ConfigError
-from localize.runtime.timeline import Interval, Timeline, written
+from localize.runtime.files import written
+from localize.runtime.timeline import Interval, Timeline
 
 COLORS = {
     "forward": "#7fb3e6",

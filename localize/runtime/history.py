@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from localize.errors import ConfigError
+from localize.runtime.files import written
 from localize.spec import plain
 
 Row = dict[str, Any]
@@ -26,9 +27,8 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
         ConfigError: the folder cannot be written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / JSONL, "".join(json.dumps(plain(row)) + "\n" for row in rows))
-        _replace(folder / CSV, _table(rows))
+        for name, text in ((JSONL, "".join(json.dumps(plain(row)) + "\n" for row in rows)), (CSV, _table(rows))):
+            written(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"The history cannot be written to {folder}: {error}. Pass another log_dir."
@@ -56,9 +56,3 @@ def _table(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -154,7 +154,8 @@ class Holdings:
     @contextmanager
     def borrowed(self, wanted: dict[int, list[nn.Module]]) -> Iterator[None]:
         """Tensors of other ranks for a while; ``wanted`` lists the modules that each rank runs, by rank."""
-        nothing, before = self._nothing(), self._without_memory()
+        nothing = {name for name, place in self._places.items() if place.tensor is None}
+        before = self._without_memory()
         self._exchange({rank: self._in(*modules) for rank, modules in wanted.items()}, self._device)
         lent = before - self._without_memory()
         try:
@@ -182,9 +183,6 @@ class Holdings:
 
     def _current(self) -> dict[str, Tensor | None]:
         return self._others | {name: place.tensor for name, place in self._places.items()}
-
-    def _nothing(self) -> set[str]:
-        return {name for name, tensor in self._current().items() if tensor is None}
 
     def _without_memory(self) -> set[str]:
         return {name for name, tensor in self._current().items() if tensor is None or tensor.is_meta}

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from localize.errors import ConfigError, problem_list
+from localize.runtime.files import written
 
 Kind = Literal["forward", "head", "backward", "update", "wait"]
 Unit = Literal["steps", "s"]
@@ -193,26 +192,6 @@ def write_trace(timelines: Sequence[Timeline], path: str | Path) -> None:
         events += [_event(each, number, start, _MICROSECONDS[timeline.unit]) for each in timeline.intervals]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, allow_nan=False)
     written(Path(path), lambda file: file.write_text(text))
-
-
-def written(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written beside ``path`` that then takes its place, so that there is never half of one.
-
-    The folder is made where there is none. What is no regular file (a pipe, say) is written itself.
-    """
-    path = path.resolve() if path.is_symlink() else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():
-        write(path)
-        return
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def _problems(ordered: Iterable[Interval]) -> Iterable[str]:
